@@ -56,8 +56,29 @@ def check_networks(
     for run in runs:
         if run is not None:
             refuse_without_checkpoint(run)
-    if data is not None:
-        refuse_unknown_data(data, root)
+    check_data(data, root=root)
+
+
+def check_data(*names: str | None, sources: Sequence[str] = (), root: Path) -> None:
+    """Refuse data sets that cannot be found, and folders of images as sources.
+
+    Args:
+        names: Data sets as the user names them; None is left out.
+        sources: Data sets whose labels are trained on.
+        root: Folder of the prepared data sets.
+
+    Raises:
+        DataError: There is no data set of that name, or a folder has no images or no labels.
+    """
+    for name in (*sources, *names):
+        if name is not None:
+            refuse_unknown_data(name, root)
+    from udaseg.data.datasets.index import unlabelled_source
+    from udaseg.data.open import is_image_folder
+
+    for name in sources:
+        if is_image_folder(name, root=root):
+            raise unlabelled_source(name)
 
 
 def check_training(
@@ -98,8 +119,8 @@ def check_training(
     elif resume is None:
         _check_weights(recipe)
     chosen_loggers(recipe.machine)
-    for name in _data_sets(recipe if resume is None else with_located_data(recipe, resume)):
-        refuse_unknown_data(name, root)
+    located = recipe if resume is None else with_located_data(recipe, resume)
+    check_data(*_other_data(located), sources=located.source.sets, root=root)
 
 
 def newest_unfinished_run(folder: Path) -> Path:
@@ -138,10 +159,10 @@ def _check_weights(recipe: Recipe) -> None:
 
 
 def refuse_unknown_data(name: str, root: Path) -> None:
-    """Refuse a data set that does not exist.
+    """Refuse a data set that does not exist, or a folder without images.
 
     Raises:
-        DataError: There is no data set of that name.
+        DataError: There is no data set of that name, or the folder has no images.
     """
     # imported here: a wrong word or recipe is refused before anything that reads images
     from udaseg.data.open import refuse_unknown
@@ -149,8 +170,8 @@ def refuse_unknown_data(name: str, root: Path) -> None:
     refuse_unknown(name, root=root)
 
 
-def _data_sets(recipe: Recipe) -> Sequence[str]:
-    """Return the names of all data sets that a run reads, each once."""
+def _other_data(recipe: Recipe) -> Sequence[str]:
+    """Return the names of the data sets that a run reads beside its sources."""
     targets = recipe.target.sets if adapts(recipe) else ()
     scored = () if recipe.validation.data is None else (recipe.validation.data,)
-    return tuple(dict.fromkeys((*recipe.source.sets, *targets, *scored)))
+    return (*targets, *scored)

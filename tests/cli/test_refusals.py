@@ -17,6 +17,7 @@ from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+OWN = ["--source", "city.yaml", "--target", "photos"]
 TOY = ["toyland/rccr", "--source", "toyland", "--target", "photos"]
 
 REFUSED = [
@@ -34,6 +35,11 @@ REFUSED = [
     (["features", "nope"], 3, "nope: no such run or checkpoint"),
     (["grid", "nope"], 3, "nope: no such run or checkpoint"),
     (["grid", "photos", "--device", "gpu"], 2, "--device must be auto, cpu, cuda or cuda:N"),
+    (["adapt", "--steps", "1e3"], 2, "error: --steps must be a whole number, got 1e3;"),
+    (["adapt", "--precision", "fp16"], 2, "error: --precision: 'fp16' is not one of 'fp32', "),
+    (["eval", "run", "--fail-under", "x"], 2, "error: --fail-under must be a number, got x;"),
+    (["predict", "photos", "--batch", "0"], 2, "--batch-size must be at least 1, got 0;"),
+    (["report", "run", "--images", "99"], 2, "error: --images must be at most 40, got 99;"),
     (["predict", "nope.png"], 3, "nope.png: does not exist"),
     (["predict", "empty"], 3, "empty"),
     (["predict", "photos"], 2, "no finished run found"),
@@ -50,10 +56,23 @@ REFUSED = [
     (["adapt", *TOY, "--init", "nope"], 3, "nope: no such run or checkpoint"),
     (["adapt", *TOY, "model.weights=nope.pth"], 3, "nope.pth: no such weights file"),
     (["adapt", "toyland/rccr", "--target", "nope"], 3, "nope: no prepared dataset"),
+    (["adapt", *OWN[:2], "--target", "nope"], 3, "nope: no prepared dataset"),
+    (["adapt", *OWN[:2], "--target", "empty"], 3, "empty: contains no images (.png"),
+    (["adapt", *OWN[:2], "--target", "photos/0.png"], 3, "0.png: is a file; name a folder"),
+    (["adapt", "--source", "nope.yaml", *OWN[2:]], 3, "nope.yaml: no such file"),
+    (["adapt", "--source", "photos", *OWN[2:]], 3, "photos: has no labels, so it cannot be a"),
+    (["adapt", *OWN, "--steps", "-5"], 2, "override steps=-5: steps: must be at least 1, got -5"),
+    (["train", *OWN, "optimizer.lr=fast"], 2, "optimizer.lr: must be a number, got fast"),
+    (["adapt", *OWN, "optimizer.lr", "=", "0.1"], 2, "write KEY=VALUE without spaces around"),
+    (["adapt", "city.yaml"], 2, "city.yaml: describes data, not a recipe; use --source city.yaml"),
+    (["adapt", "photos"], 2, "photos: is a folder, not a recipe; use --target photos"),
+    (["adapt", "run"], 2, "run: is a folder, not a recipe; use --resume run"),
+    (["sweep", "rccr", "--target", "empty"], 3, "empty: contains no images (.png"),
     (["adapt", "--resume", "nope"], 3, "nope: not a run folder"),
     (["adapt", "--resume", "run", "--steps", "3"], 2, "steps was 500 and is now 3"),
     (["sweep", "toyland/rccr", "--init", "nope"], 3, "nope: no such run or checkpoint"),
     (["doctor", "nope"], 3, "nope: no prepared dataset"),
+    (["prepare", "photos"], 3, "photos: is a folder; name a built-in data set, with --root"),
     (["prepare", "GTA"], 3, "did you mean 'gta5'?"),
 ]
 
@@ -80,6 +99,7 @@ def refusals(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "empty").mkdir()
     files.put(home / "photos/0.png", files.image_png(32, 32, 0))
+    (home / "city.yaml").write_text("name: city\nimages: photos/*.png\n")
     (home / "run/checkpoints").mkdir(parents=True)
     (home / "run/checkpoints/step-000001.json").touch()
     recipe = load(recipes_folder() / "toyland/rccr.yaml", overrides=["target.data=photos"])

@@ -146,10 +146,18 @@ def test_files_in_a_folder_that_cannot_be_read_are_all_named(tmp_path):
     assert "and 3 more" in message
 
 
-def test_a_folder_without_images_is_refused(tmp_path):
+def test_a_folder_without_images_is_refused_with_what_it_has(tmp_path):
     files.put(tmp_path / "x/notes.txt", b"hello")
-    with pytest.raises(DataError, match=r"contains no images \(\.png"):
+    with pytest.raises(DataError, match=r"no images \(\.png.*; it has 1 file of other types: .txt"):
         open_dataset(str(tmp_path / "x"), root=tmp_path)
+
+
+def test_the_files_of_a_folder_that_are_left_out_are_named(tmp_path, caplog):
+    files.put(tmp_path / "x/a/0.png", files.image_png())
+    for name in ("a/1.gif", "2.GIF", ".hidden"):
+        files.put(tmp_path / "x" / name, b"GIF89a")
+    assert len(open_dataset(str(tmp_path / "x"), root=tmp_path).splits["train"]) == 1
+    assert caplog.messages == [f"{tmp_path / 'x'}: left out 2 files of other types: .gif (2)"]
 
 
 @pytest.mark.parametrize(

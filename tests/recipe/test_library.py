@@ -124,6 +124,7 @@ def test_an_unknown_recipe_is_refused_with_the_way_on(
 
 
 def test_a_run_folder_as_recipe_is_sent_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
     with pytest.raises(RecipeError, match="--resume"):
         find_recipe(str(tmp_path))
 

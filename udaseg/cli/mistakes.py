@@ -55,6 +55,15 @@ _FOREIGN = {
     "--load-from": ("--init",),
 }
 
+_MUST = {
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number with fewer digits",
+    "float_parsing": "a number",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+}
+"""What a value must be, by the kind of pydantic's error."""
+
 
 def command_line_message(error: Any) -> str:
     """Return the message for words that typer cannot parse; what it says is kept, in one style."""
@@ -63,11 +72,32 @@ def command_line_message(error: Any) -> str:
         return str(error.format_message())
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):
         message = f"no option {shortened(error.option_name)}{_instead(error.option_name, context)}"
+    elif (wrong := _wrong_value(error)) is not None:
+        message = wrong
     else:
         message = error.format_message().rstrip(".")
     command = "udaseg" if context is None else context.command_path
     link = " " if message.endswith("?") else "; "
     return f"error: {message}{link}`{command} -h` shows what it takes"
+
+
+def _wrong_value(error: Any) -> str | None:
+    """Return what is wrong with the value of an option, in the words for values of recipes.
+
+    typer has pydantic read the values, whose sentences do not show what was written.
+    """
+    read = getattr(error.__cause__, "errors", None)
+    if read is None or error.param is None:
+        return None
+    first = read()[0]
+    context = first.get("ctx", {})
+    if "error" in context:  # a word that is none of the choices
+        return f"{' / '.join(error.param.opts)}: {context['error']}".rstrip(".")
+    must = _MUST.get(first["type"])
+    if must is None:
+        return None
+    written = shortened(str(first["input"]))
+    return f"{' / '.join(error.param.opts)} must be {must.format(**context)}, got {written}"
 
 
 def _instead(name: str, context: Any) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from udaseg.data.datasets.catalog import builtin_names
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, Sample, read_index
-from udaseg.data.files.find import find_files
+from udaseg.data.files.folders import find_images, skipped_files
 from udaseg.data.files.held import HeldFile, hold_now
-from udaseg.data.files.images import IMAGE_SUFFIXES, image_header, image_orientation
+from udaseg.data.files.images import image_header, image_orientation
 from udaseg.data.files.orientation import turned_size
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.prepare.locate import prepared_folder
@@ -55,17 +55,23 @@ def refuse_unknown(data: str, *, root: Path) -> None:
     """Refuse the name of a data set that `open_dataset` does not find; reads no image.
 
     Raises:
-        DataError: It is no prepared name, dataset YAML, set that can be generated, or folder.
+        DataError: It is no prepared name, dataset YAML, set that can be generated, or folder of
+            images.
     """
     if not data:
         raise DataError("the name of a data set is empty")  # as a folder, it would be this one
     if data.endswith((".yaml", ".yml")):
         find_declaration(data, root)
         return
-    if data in TOYLAND or prepared_folder(data, root) is not None or Path(data).is_dir():
+    if is_image_folder(data, root=root):
+        find_images(Path(data))
+        return
+    if data in TOYLAND or prepared_folder(data, root) is not None:
         return
     if data in builtin_names():
         raise DataError(f"{data}: not prepared below {root}; run `udaseg prepare {data}`")
+    if Path(data).is_file():
+        find_images(Path(data))
     prepared = root / "prepared"
     known = sorted(path.parent.name for path in prepared.glob(f"[!.]*/{INDEX_NAME}"))
     hint = suggestion(data, [*known, *builtin_names()])
@@ -73,6 +79,12 @@ def refuse_unknown(data: str, *, root: Path) -> None:
         f"{data}: no prepared dataset, dataset YAML or folder of that name{hint} "
         f"(prepared here: {', '.join(known) or 'nothing'})"
     )
+
+
+def is_image_folder(data: str, *, root: Path) -> bool:
+    """Return whether `open_dataset` takes `data` for a folder of images without labels."""
+    is_name = data in TOYLAND or data.endswith((".yaml", ".yml"))
+    return not is_name and prepared_folder(data, root) is None and Path(data).is_dir()
 
 
 def hold_files(dataset: PreparedDataset, split: str, *, labelled: bool) -> None:
@@ -123,15 +135,9 @@ def open_image_folder(folder: Path) -> PreparedDataset:
         raise DataError(
             f"{folder}: {count_text(len(bad), 'image')} cannot be read:\n{format_first(bad)}"
         )
+    if skipped := skipped_files(folder):
+        log.warning("%s: left out %s", folder, skipped)
     if reduced:
         log.warning("%s read in part, such as %s", count_text(len(reduced), "image"), reduced[0])
     name = folder.resolve().name or "images"
     return PreparedDataset(name, folder, folder.resolve(), None, {"train": tuple(samples)})
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return all images below a folder, of which there must be some."""
-    paths = [path for path in find_files(folder, "**/*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not paths:
-        raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    return paths

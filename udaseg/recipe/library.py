@@ -85,9 +85,11 @@ def find_recipe(word: str | os.PathLike[str]) -> Path:
     word = os.fspath(word)
     if _exists(word):
         if Path(word).is_dir():
-            raise RecipeError(
-                f"{word}: is a folder; use --resume {shortened(word)} to continue a run"
-            )
+            if (Path(word) / "recipe.yaml").exists():
+                use = f"use --resume {shortened(word)} to continue a run"
+            else:
+                use = f"use --target {shortened(word)} for images to adapt to"
+            raise RecipeError(f"{shortened(word)}: is a folder, not a recipe; {use}")
         return Path(word)
     known = {entry.name: entry for entry in list_recipes()}
     name = word.removesuffix(".yaml")

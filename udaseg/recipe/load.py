@@ -63,6 +63,11 @@ def load(
         text = documents.read_text(path, RECIPE)
     path = Path("recipe") if path is None else path
     document = documents.parse_document(path, text, RECIPE)
+    if "images" in document.root.entries:
+        name = shortened(str(path), 300)
+        raise RecipeError(
+            f"{name}: describes data, not a recipe; use --source {name} or --target {name}"
+        )
     if stored:
         drop_retired(document, stored=True)
     other = None if network is None else read_network(network)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from udaseg.errors import CheckpointError, UsageError
+from udaseg.errors import CheckpointError, RecipeError, UsageError
 from udaseg.recipe.library import (
     OWN_FOLDER,
     DataNames,
@@ -78,6 +78,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         UsageError: More than one argument is not an override.
     """
+    if "=" in arguments:
+        raise UsageError("write KEY=VALUE without spaces around the '='")
     overrides = [word for word in arguments if "=" in word and "/" not in word.partition("=")[0]]
     recipes = [word for word in arguments if word not in overrides]
     if len(recipes) > 1:
@@ -199,33 +201,50 @@ def _suited(
     device = options.device or next(
         (word.partition("=")[2] for word in overrides if word.startswith("machine.device=")), "auto"
     )
-    has_gpu = _has_gpu(device)
-    network, machine = ("standard", "a GPU") if has_gpu else ("light", "a CPU")
-    if path.stem == "rccr":
-        path = path.with_name(f"{network}.yaml")
-        words = f"{OWN_FOLDER}/{network}"
-    elif has_gpu:
-        words = f"{OWN_FOLDER}/{path.stem}"
+    choices = {has_gpu: _own_recipe(path, has_gpu) for has_gpu in (False, True)}
+    if device == "auto":
+        _refuse_for_all(list(choices.values()), overrides)
+        import torch  # the one thing here that needs it
+
+        has_gpu = torch.cuda.is_available()
     else:
-        options = replace(options, network=network)
-        words = f"{OWN_FOLDER}/{path.stem} --network {network}"
+        has_gpu = device.startswith("cuda")
+    path, network = choices[has_gpu]
     log.info(
-        "%s has no recipe of its own, so this run takes %s, which suits %s; choose another network "
-        "with --network, or name a recipe",
+        "%s has no recipe of its own, so this run takes %s/%s%s, which suits %s; choose another "
+        "network with --network, or name a recipe",
         shortened(source),
-        words,
-        machine,
+        OWN_FOLDER,
+        path.stem,
+        "" if network is None else f" --network {network}",
+        "a GPU" if has_gpu else "a CPU",
     )
-    return path, options, overrides
+    return path, replace(options, network=network), overrides
 
 
-def _has_gpu(device: str) -> bool:
-    """Return whether a run on this `machine.device` has a GPU."""
-    if device != "auto":
-        return device.startswith("cuda")
-    import torch  # the one thing here that needs it
+def _own_recipe(path: Path, has_gpu: bool) -> tuple[Path, str | None]:
+    """Return the recipe in `own/` that suits a machine, and the network to put over it, if any."""
+    if path.stem == "rccr":
+        return path.with_name("standard.yaml" if has_gpu else "light.yaml"), None
+    return path, None if has_gpu else "light"
 
-    return torch.cuda.is_available()
+
+def _refuse_for_all(choices: Sequence[tuple[Path, str | None]], overrides: Sequence[str]) -> None:
+    """Refuse overrides that are wrong with every recipe and network of `choices`.
+
+    Raises:
+        RecipeError: What is wrong with the first.
+    """
+    errors = []
+    for path, network in choices:
+        file = None if network is None else find_network(network)
+        try:
+            load(path, overrides=overrides, network=file)
+        except RecipeError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]
 
 
 def changed_recipe(

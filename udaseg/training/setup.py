@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.datasets.index import PreparedDataset, Sample, unlabelled_source
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import open_cache
@@ -157,7 +157,7 @@ def estimated_setup(
 def _source_classes(source: PreparedDataset, split: str) -> tuple[str, ...]:
     """Return the names of the source's classes; refuse a source that nothing can be learnt from."""
     if source.classes is None:
-        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
+        raise unlabelled_source(source.name)
     names = source.classes.names
     totals = class_totals(source.split(split), len(names))
     found = [name for name, total in zip(names, totals, strict=True) if total]

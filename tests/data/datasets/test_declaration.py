@@ -199,7 +199,11 @@ def test_what_cannot_be_left_out_is_asked_for(tmp_path, missing):
             "8: splits: must be a mapping of splits",
         ),
         ("images: images", "images: ../images", "2: images: must be a glob below the root"),
-        ("images: images", "images: /images", "2: images: must be a glob below the root"),
+        (
+            "images: images",
+            "images: /images",
+            "2: images: must be a glob below the root, or one per split (`root: FOLDER` sets",
+        ),
         (
             "images: images/**/*.png",
             "images: 3",

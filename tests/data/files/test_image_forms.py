@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.support import files
 from udaseg.data.files import headers
+from udaseg.data.files.folders import find_images
 from udaseg.data.files.images import (
     IMAGE_SUFFIXES,
     image_header,
@@ -17,7 +18,6 @@ from udaseg.data.files.images import (
     read_values,
 )
 from udaseg.data.labels.read import read_label_ids
-from udaseg.data.open import find_images
 from udaseg.errors import DataError
 from udaseg.prediction.inputs import resolve_inputs
 

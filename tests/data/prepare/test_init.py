@@ -171,6 +171,9 @@ def test_images_alone():
         (("x", "i", "empty"), DataError, "empty: contains no label files"),
         (("x", "i", "other"), DataError, "other: no label has the name of an image; there are z"),
         (("x", "i", "other/z0.json"), DataError, "z0.json: is not a file of COCO, CVAT"),
+        (("x", "i", "masks"), DataError, "masks: no label has the name of an image; there are q"),
+        (("x", "i", "masks/q.png"), DataError, "q.png: is not a file of COCO.*name the folder"),
+        (("x", "i/a.png"), DataError, "a.png: is a file; name a folder of images"),
         (("here", "i", "i"), UsageError, r"here.yaml: exists; use --overwrite"),
         (("same", "mixed", "mixed"), DataError, "mixed: move labels to a folder without images"),
         (("gta5", "i"), UsageError, "'gta5' is a built-in data set"),
@@ -182,6 +185,7 @@ def test_what_cannot_be_guessed_is_refused(words, error, said):
     Path("empty").mkdir()
     for number in range(9):
         files.put(Path(f"other/z{number}.json"), b"{}")
+    _images("masks/q")
     Path("here.yaml").write_text("name: here\n")
     with pytest.raises(error, match=said):
         udaseg.init_dataset(*words)

@@ -408,6 +408,9 @@ def test_every_file_that_cannot_be_used_is_named_and_counted(tmp_path):
     assert "3.png: has no label" in message
     assert "labels/4.png: label without an image" in message
     assert "6.png: has the same name as 6.jpg" in message
+    files.put(tmp_path / "images/4.gif", b"GIF89a")
+    message = _refused(yaml, tmp_path, max_bad=2)
+    assert "4.png: label without an image (images/**/*; the format of 4.gif is not read)" in message
     message = _refused(yaml, tmp_path, max_bad=6)
     assert "7 files cannot be used" in message
     for reason in ("0.png: damaged: the PNG is cut off", "1.png: is empty", "2.png: damaged: the"):

@@ -60,6 +60,7 @@ def sweep(
 ) -> None:
     """Train every combination of values with several seeds, and compare the scores."""
     # the recipe's schema is not needed for --help
+    from udaseg.preflight import check_data, check_networks
     from udaseg.recipe.library import list_methods
     from udaseg.recipe.request import Overrides, requested_recipe
 
@@ -82,6 +83,8 @@ def sweep(
     if not names:
         raise UsageError("Missing argument 'RECIPE'; `udaseg recipes ls` lists the shipped ones")
     numbers = None if seeds is None else options.parse_seeds(seeds)
+    if not dry_run:
+        check_data(target, sources=source or (), root=root)
     methods = list_methods()
     recipes, networks = [], [*(network or ())] or [None]
     for name, chosen in itertools.product(names, networks):
@@ -90,8 +93,6 @@ def sweep(
     varied = any("adapters" in word for word in (*swept, *(each or ())))
     given = any(recipe.model.adapters is not None for recipe in recipes)
     options.refuse_idle_base(has_adapters=varied or given)
-    from udaseg.preflight import check_networks
-
     check_networks(init, root=root)
     import udaseg
     from udaseg.cli.printing.experiments import print_settings, print_sweep

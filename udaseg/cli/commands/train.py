@@ -56,7 +56,7 @@ def _training_command(
         quiet: options.Quiet = False,
     ) -> None:
         # the recipe's schema is not needed for --help
-        from udaseg.preflight import newest_unfinished_run
+        from udaseg.preflight import check_data, check_training, newest_unfinished_run
         from udaseg.recipe.request import Overrides, requested_recipe
 
         set_verbosity(verbose, quiet)
@@ -84,10 +84,10 @@ def _training_command(
             raise UsageError("--time needs --dry-run")
         if resume == NEWEST and not resume.exists():
             resume = newest_unfinished_run(Path("runs"))
+        if not dry_run:  # the choice of a recipe for own data asks torch for a GPU
+            check_data(target, sources=source or (), root=root)
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         options.refuse_idle_base(has_adapters=recipe.model.adapters is not None)
-        from udaseg.preflight import check_training
-
         if not dry_run:
             check_training(
                 recipe,

@@ -41,6 +41,11 @@ def resolve_declaration(
     known = builtin_names()
     if name in known:
         return read_builtin(name)
+    if Path(name).is_dir():
+        raise DataError(
+            f"{name}: is a folder; name a built-in data set, with --root for its folder, or write "
+            "a dataset YAML with `udaseg init NAME IMAGES LABELS`"
+        )
     hint = suggestion(name, known)
     instead = f"{hint} Use one of" if hint else "; use one of"
     raise DataError(

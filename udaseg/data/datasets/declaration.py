@@ -148,7 +148,10 @@ def _below_root(glob: str) -> str:
 
 
 _Glob = Annotated[str, AfterValidator(_below_root), Must("a glob below the root")]
-_Globs = Annotated[dict[str, _Glob] | _Glob, Must("a glob below the root, or one per split")]
+_Globs = Annotated[
+    dict[str, _Glob] | _Glob,
+    Must("a glob below the root, or one per split (`root: FOLDER` sets the root)"),
+]
 _INHERITED = ""  # no glob
 _Match = Annotated[Literal["stem"] | _Strip, Must("`stem` or `{strip: [ENDING, ...]}`")]
 _Band = Annotated[int, Interval(ge=0)]

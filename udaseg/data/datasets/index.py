@@ -185,6 +185,14 @@ class _Index(TypedDict):
     bands: NotRequired[tuple[int, int, int] | None]
 
 
+def unlabelled_source(name: str) -> DataError:
+    """Return the error for a source without labels."""
+    return DataError(
+        f"{name}: has no labels, so it cannot be a source; `udaseg init NAME IMAGES LABELS` "
+        "describes images with labels"
+    )
+
+
 def read_index(folder: Path) -> PreparedDataset:
     """Return the prepared dataset in `folder`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.datasets.index import PreparedDataset, Sample, unlabelled_source
 from udaseg.data.files.held import HeldFile
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import ClassSpace, lookup_table
@@ -105,7 +105,7 @@ def _all_classes(datasets: Sequence[PreparedDataset]) -> ClassSpace:
     colors: dict[str, tuple[int, int, int]] = {}
     for dataset in datasets:
         if dataset.classes is None:
-            raise DataError(f"{dataset.name}: has no labels, so it cannot be used as source")
+            raise unlabelled_source(dataset.name)
         names = dataset.classes.names
         if colors and not set(colors) & set(names):
             raise DataError(

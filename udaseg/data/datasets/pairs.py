@@ -195,9 +195,12 @@ class _Pairing:
             if key not in labels:
                 self._add_unpaired("image-without-label", path, label_pattern)
                 self.unlabelled.append(Pair(key, path, None))
-        for key, (path, _) in labels.items() if not extra_labels else ():
-            if key not in images:
-                self._add_unpaired("label-without-image", path, pattern)
+        alone = {} if extra_labels else {k: p for k, (p, _) in labels.items() if k not in images}
+        unread = self._unread_files(pattern) if alone else {}
+        for key, path in alone.items():
+            other = unread.get(PurePosixPath(key).name, path)
+            reason = f"; the format of {other.name} is not read" if other != path else ""
+            self._add_unpaired("label-without-image", path, f"{pattern}{reason}")
         return [Pair(key, path, *labels[key]) for key, path in images.items() if key in labels]
 
     def _renamed(
@@ -226,6 +229,12 @@ class _Pairing:
     def _wildcard_text(self, glob: str, path: Path) -> str:
         text = wildcard_text(glob, PurePosixPath(path.relative_to(self.folder)))
         return self.declaration.without_endings(text)
+
+    def _unread_files(self, pattern: str) -> dict[str, Path]:
+        """Return the files that match an image glob but have another suffix, by their stem."""
+        paths = find_files(self.folder, pattern)
+        others = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
+        return {self.declaration.without_endings(path.stem): path for path in others}
 
     def _add_unpaired(self, code: str, path: Path, note: str) -> None:
         self.files.unpaired.append(FoundFile(code, path, note))

@@ -14,9 +14,10 @@ from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
 from udaseg.data.doctor.findings import Findings
 from udaseg.data.files.bands import Bands
 from udaseg.data.files.find import static_prefix
+from udaseg.data.files.folders import find_images
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.labels.tables import LabelId
-from udaseg.data.open import find_images, open_dataset
+from udaseg.data.open import open_dataset
 from udaseg.data.prepare.locate import find_dataset_folder, prepared_folder
 from udaseg.data.prepare.manifest import find_manifest
 from udaseg.data.prepare.report import format_id

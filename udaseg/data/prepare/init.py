@@ -9,8 +9,9 @@ from pathlib import Path
 
 from udaseg.data.datasets.catalog import builtin_names
 from udaseg.data.datasets.declaration import read_declaration
-from udaseg.data.datasets.pairs import find_pairs, matching_images
+from udaseg.data.datasets.pairs import find_pairs
 from udaseg.data.files.find import find_files
+from udaseg.data.files.folders import find_images
 from udaseg.data.labels.formats import object_format
 from udaseg.data.labels.objects.drawing import BACKGROUND
 from udaseg.data.labels.objects.shared import forget_shared
@@ -19,6 +20,7 @@ from udaseg.data.prepare.label_guess import (
     CLASS_FILES,
     LabelGroup,
     group_labels,
+    is_document,
     is_label_file,
     known_table,
     sample_content,
@@ -103,9 +105,7 @@ def init_dataset(
     lines = [f"name: {_text(name)}"]
     if root != path.parent.resolve():
         lines.append(f"root: {_text(str(root))}")
-    pictures = matching_images(folders[0], "**/*")
-    if not pictures:
-        raise DataError(f"{folders[0]}: contains no images")
+    pictures = find_images(folders[0])
     guess = None if labels is None else _LabelGuess(pictures, folders[1], root)
     lines.append(f"images: {_text(_glob(folders[0], pictures, root, guess))}")
     lines += [] if guess is None else guess.lines(path.parent.resolve())
@@ -200,7 +200,7 @@ class _LabelGuess:
         if self.group is not None:
             self.files = list(self.group.paths.values())
             self.content = sample_content(self.group.paths)
-        elif len(labels) <= len(_SPLITS):
+        elif len(labels) <= len(_SPLITS) and is_document(labels[0]):
             self.files, self.content = [labels[0]], sample_shared(labels[0])
         else:
             raise DataError(

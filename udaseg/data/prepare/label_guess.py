@@ -163,10 +163,13 @@ def sample_shared(path: Path) -> LabelContent:
     Raises:
         DataError: It is in no such format.
     """
-    label_format = file_format(path)
+    label_format = file_format(path) if is_document(path) else None
     found = object_format(label_format or "")
     if label_format is None or found is None or not found.shared:
-        raise DataError(f"{path}: is not a file of COCO, CVAT for images or Label Studio")
+        raise DataError(
+            f"{path}: is not a file of COCO, CVAT for images or Label Studio; of other labels, "
+            "name the folder"
+        )
     content = LabelContent(label_format)
     for labelled in _sampled(read_shared(path, found.read).images):
         if labelled.size is not None:
@@ -195,6 +198,11 @@ def _sample_ids(labels: Sequence[Path]) -> LabelContent:
             raise DataError(problem)
         return content
     raise errors[0]
+
+
+def is_document(path: Path) -> bool:
+    """Return whether a file can have the labels of several images by its suffix."""
+    return path.suffix.lower() in (".json", ".xml")
 
 
 def is_label_file(path: Path) -> bool:
