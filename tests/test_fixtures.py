@@ -212,10 +212,12 @@ def test_predict_makes_the_stored_masks_again(finished, tmp_path):
     words = ["--checkpoint", finished, "--device", "cpu", "--save", "color,ids,confidence"]
     udaseg("predict", FIXTURES / "images", *words, "--out", tmp_path / "masks", cwd=tmp_path)
     here, stored = _tree(tmp_path / "masks"), _tree(FIXTURES / "masks")
+    assert here.pop("legend.png")  # was not written before
     assert here.keys() == stored.keys()
     facts = [json.loads(each.pop("prediction.json")) for each in (here, stored)]
     assert len([facts.pop("checkpoint") for facts in facts]) == 2
     assert facts[0].pop("bits") is None  # of 16-bit images, which were all read as 16 bits before
+    assert facts[0].pop("bands") is None  # of TIFFs, which were refused before
     assert facts[0].pop("ids") == {"color": "train", "ids": "train"}  # was not stored before
     assert facts[0] == facts[1]
     seen = set()
@@ -310,6 +312,7 @@ def test_a_set_that_was_prepared_and_is_unchanged_is_not_made_again(data_in_its_
     assert changed == {"streets/manifest.jsonl", "streets/source.json", "streets/index.json"}
     indexes = [json.loads(tree["streets/index.json"]) for tree in (before, after)]
     assert indexes[1].pop("bits") == 0  # earlier versions did not look for 16-bit images
+    assert indexes[1].pop("bands") is None
     # nor for images that are stored turned, which the rows of format 2 have at their end
     assert [index.pop("format") for index in indexes] == [1, 2]
     for rows in indexes[1]["splits"].values():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from udaseg.errors import CheckpointError, UsageError
-from udaseg.recipe.choices import DEVICE, DEVICES
+from udaseg.recipe.choices import CONVENTIONS, DEVICE, DEVICES, PROTOCOLS
 from udaseg.recipe.load import expand_path, load
 from udaseg.recipe.loggers import chosen_loggers
 from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
@@ -79,6 +79,18 @@ def check_data(*names: str | None, sources: Sequence[str] = (), root: Path) -> N
     for name in sources:
         if is_image_folder(name, root=root):
             raise unlabelled_source(name)
+
+
+def check_scoring(protocol: int | None, convention: int | None) -> None:
+    """Refuse a mean, or a convention, that does not exist.
+
+    Raises:
+        UsageError: There is no such protocol or convention.
+    """
+    if protocol not in (None, *PROTOCOLS):
+        raise UsageError(f"--protocol must be 19, 16 or 13, got {protocol}")
+    if convention not in (None, *CONVENTIONS):
+        raise UsageError(f"--convention must be 19 or 16, got {convention}")
 
 
 def check_training(

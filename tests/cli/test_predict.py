@@ -48,6 +48,8 @@ def test_every_kind_of_mask_is_written_in_the_stored_size(capsys):
         assert np.abs(np.asarray(blend) - middle).max() <= 1
     assert (ids_of("masks/confidence/a.png") == 255).all()
     assert "1 image predicted: masks/color, masks/ids" in capsys.readouterr().out
+    legend = ids_of("masks/legend.png").reshape(-1, 3)
+    assert set(COLORS.colors) <= set(map(tuple, legend.tolist()))
     facts = json.loads(Path("masks/prediction.json").read_text())
     assert facts["classes"]["names"] == list(COLORS.names)
     assert facts["ids"] == {"color": "train", "ids": "train"}
@@ -56,7 +58,7 @@ def test_every_kind_of_mask_is_written_in_the_stored_size(capsys):
 def test_the_default_is_colours_and_ids_in_masks():
     write_image(Path("in/a.png"), random_labels(8, 8))
     assert predict("in/a.png") == 0
-    assert masks_below(Path("masks")) == ["color/a.png", "ids/a.png"]
+    assert masks_below(Path("masks")) == ["color/a.png", "ids/a.png", "legend.png"]
 
 
 def test_masks_have_the_stored_size_whatever_the_network_sees(run):

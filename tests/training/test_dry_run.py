@@ -80,3 +80,19 @@ def test_a_run_that_does_not_fit_in_memory_is_warned_of(tmp_path, monkeypatch, c
         output = udaseg("train", "toyland/source_only", "--dry-run", *TINY, cwd=tmp_path)
     assert "of 1.0 MiB on cpu" in output.stderr
     assert "this needs more memory than this machine has; use smaller crops" in output.stderr
+
+
+def test_a_crop_that_is_larger_than_the_resized_images_is_warned_of(own, tmp_path):
+    tiny = [word for word in TINY if ".resize=" not in word]
+    words = ("adapt", "toyland/rccr", "--dry-run", "--source", own, "--target", own, *tiny)
+    err = udaseg(*words, "source.resize=null", "target.resize=null", cwd=tmp_path).stderr
+    assert "smaller than" not in err
+    err = udaseg(*words, "source.resize=[32, 48]", "target.resize=[48, 96]", cwd=tmp_path).stderr
+    assert (
+        "2 of 2 source images are smaller than source.crop=[64, 64] after source.resize (the first "
+        "is 48x32: 62.50 % of its crop is padding); choose a crop of at most "
+        "'source.crop=[32, 48]', or a larger source.resize"
+    ) in err
+    assert "2 of 2 target images are smaller than target.crop=[64, 64] after target.resize" in err
+    assert "(the first is 96x48: it is enlarged)" in err
+    assert "'target.crop=[48, 64]'" in err

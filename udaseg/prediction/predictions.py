@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from udaseg import __version__
+from udaseg.data.files.images import write_png
 from udaseg.data.files.video import VideoReader
 from udaseg.data.labels.classes import IGNORE, classes_to_dict
 from udaseg.data.labels.tables import label_ids
+from udaseg.display.pictures import legend
 from udaseg.distributed import (
     SHARES_TIMEOUT,
     barrier,
@@ -48,6 +50,7 @@ from udaseg.text import bands_text, printable
 log = logging.getLogger(__name__)
 _SETTINGS = "prediction.json"
 _BATCH_ON_GPU = 8
+_LEGEND_PX = 600
 Network: TypeAlias = Model | str | os.PathLike[str]
 """A network, or a run or checkpoint to load."""
 
@@ -183,8 +186,16 @@ def _claimed_folder(
             if options.overwrite:
                 outputs.remove_masks(plan)
             write_json(path, {**settings, **({outputs.OTHER_NETWORKS: others} if others else {})})
+            _write_legend(plan, settings["classes"])
         barrier()
         yield
+
+
+def _write_legend(plan: Plan, classes: dict[str, Any]) -> None:
+    """Write the colours of the classes beside coloured masks."""
+    if "color" in plan.kinds or "overlay" in plan.kinds:
+        picture = legend(classes["names"], classes["colors"], _LEGEND_PX)
+        write_png(plan.out / "legend.png", picture)
 
 
 def _load_model(model: Network, options: PredictOptions) -> tuple[Model, dict[str, Any]]:

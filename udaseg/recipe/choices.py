@@ -22,6 +22,9 @@ DEVICES = "auto, cpu, cuda or cuda:N"
 DEVICE = re.compile("auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?")
 """What they can be."""
 
+PROTOCOLS, CONVENTIONS = (19, 16, 13), (19, 16)
+"""Numbers of classes that a mean can take, and ways to count the classes that SYNTHIA lacks."""
+
 Precision = Literal["fp32", "bf16"]
 """Numeric precision of the network."""
 

@@ -26,8 +26,8 @@ from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Recipe, Source
 from udaseg.recipe.stages import Stage, adapts, stages_of
-from udaseg.sizes import Resize, ShortSide, distorts, recipe_size
-from udaseg.text import bands_text, bits_text, count_text, format_duration
+from udaseg.sizes import Resize, ShortSide, Size, distorts, recipe_size, resized
+from udaseg.text import bands_text, bits_text, count_text, format_duration, percent
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, class_totals, estimated_setup
 from udaseg.training.step import compute_gradients
@@ -59,6 +59,7 @@ def print_plan(
         rows["target"] = f"{target.name}: {count_text(len(target_samples), 'image')}, labels unused"
         rows["target"] += _form_note(target)
         _warn_of_aspect_ratio("target", "target.resize", recipe.target.resize, target_samples)
+        _warn_of_large_crop("target", recipe.target.crop, recipe.target.resize, target_samples)
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = (
@@ -71,6 +72,7 @@ def print_plan(
         else:
             name = source.parts[number].name
             _warn_of_aspect_ratio(name, f"source.resize_each[{number}]", size, of_part)
+        _warn_of_large_crop("source", recipe.source.crop, size, of_part)
     _warn_of_slow_device(setup)
     rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
@@ -201,6 +203,28 @@ def _warn_of_aspect_ratio(
             f"{shlex.quote(f'{key}={recipe_size(ShortSide(min(resize)))}')} keeps their aspect "
             "ratio"
         )
+
+
+def _warn_of_large_crop(
+    domain: str, crop: Size, resize: Resize | None, samples: Sequence[Sample]
+) -> None:
+    """Warn if images are smaller than the crop that is taken of them."""
+    sizes = [resized((sample.height, sample.width), resize) for sample in samples]
+    smaller = [size for size in sizes if size[0] < crop[0] or size[1] < crop[1]]
+    if not smaller:
+        return
+    height, width = smaller[0]
+    empty = 1 - min(height, crop[0]) * min(width, crop[1]) / math.prod(crop)
+    effect = (
+        f"{percent(empty)} % of its crop is padding" if domain == "source" else "it is enlarged"
+    )
+    log.warning(
+        f"{len(smaller)} of {len(samples)} {domain} images are smaller than "
+        f"{domain}.crop={list(crop)} after {domain}.resize (the first is {width}x{height}: "
+        f"{effect}); choose a crop of at most "
+        f"'{domain}.crop=[{min(height, crop[0])}, {min(width, crop[1])}]', or a larger "
+        f"{domain}.resize"
+    )
 
 
 def _class_rows(
