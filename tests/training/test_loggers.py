@@ -25,6 +25,7 @@ from udaseg.data.files.images import write_png
 from udaseg.recipe import loggers
 from udaseg.recipe.load import load, to_dict
 from udaseg.recipe.stages import leaves
+from udaseg.training.callbacks.loggers.wandb import _earlier_id
 from udaseg.training.callbacks.metrics import MetricsFile
 from udaseg.training.callbacks.previews import preview_path
 
@@ -128,6 +129,28 @@ def test_a_record_that_cannot_be_written_ends_nothing(tmp_path, caplog):
     assert caplog.text.count("wandb: cannot write") == 1
     assert "the run continues without" in caplog.text
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("records", "is_offline", "expected", "left"),
+    [
+        ([], True, None, 0),
+        (["offline-run-20260101_0-a"], True, "a", 0),
+        (["offline-run-20260101_0-a"], False, "a", 0),
+        (["run-20260101_0-a"], False, "a", 1),
+        (["run-20260101_0-a"], True, None, 1),  # the server has steps that nobody can ask for
+        (["offline-run-20260101_0-a/x.wandb.synced"], True, None, 1),
+        (["offline-run-20260101_0-a/x.wandb.synced"], False, "a", 1),
+        (["run-20260101_0-a", "offline-run-20260102_0-b"], False, "b", 1),
+    ],
+)
+def test_a_record_of_wandb_is_continued_unless_only_a_server_knows_its_steps(
+    tmp_path, records, is_offline, expected, left
+):
+    for name in records:
+        (tmp_path / name).mkdir(parents=True)
+    assert _earlier_id(tmp_path, is_offline=is_offline) == expected
+    assert len(list(tmp_path.iterdir())) == left  # what is not uploaded is written anew
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
