@@ -73,10 +73,11 @@ def check_data(*names: str | None, sources: Sequence[str] = (), root: Path) -> N
     for name in (*sources, *names):
         if name is not None:
             refuse_unknown_data(name, root)
-    from udaseg.data.datasets.index import unlabelled_source
-    from udaseg.data.open import is_image_folder
-
     for name in sources:
+        # imported here: a wrong word or recipe is refused before anything that reads images
+        from udaseg.data.datasets.index import unlabelled_source
+        from udaseg.data.open import is_image_folder
+
         if is_image_folder(name, root=root):
             raise unlabelled_source(name)
 
