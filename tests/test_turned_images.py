@@ -116,7 +116,7 @@ def _assert_same_files(folders, orientation, kinds=None):
         pixels, twin = _read(path), _read(other[name])
         if pixels.ndim == 3 and path.suffix == ".npy":
             pixels = np.stack([as_shown(plane, orientation) for plane in pixels])
-        elif name.parts[0] not in ("color", "overlay"):
+        elif name.parts[0] not in ("color", "overlay", "legend"):
             pixels = as_shown(pixels, orientation)
         np.testing.assert_array_equal(pixels, twin, err_msg=str(name))
 

@@ -373,7 +373,7 @@ def test_nothing_is_left_beside_the_masks():
     write_image(Path("in/a.png"), random_labels(8, 8))
     assert predict("in", "--save", "color,ids,overlay,confidence") == 0
     files = sorted(path.name for path in Path("masks").rglob("*") if path.is_file())
-    assert files == ["a.png"] * 4 + ["prediction.json"]
+    assert files == ["a.png"] * 4 + ["legend.png", "prediction.json"]
 
 
 def test_two_runs_write_the_same_bytes():

@@ -71,7 +71,8 @@ def test_every_frame_gets_its_ids_and_the_colours_are_a_video(capsys):
     numbers = [f"{number:06d}" for number in range(5)]
     assert files_below("masks") == sorted(
         [
-            *("color/film.mp4", "overlay/film.mp4", "prediction.json", "videos/film.avi.json"),
+            *("color/film.mp4", "overlay/film.mp4", "legend.png", "prediction.json"),
+            "videos/film.avi.json",
             *(f"ids/film.avi.frames/{number}.png" for number in numbers),
             *(f"confidence/film.avi.frames/{number}.png" for number in numbers),
             *(f"logits/film.avi.frames/{number}.npy" for number in numbers),
@@ -119,7 +120,7 @@ def test_videos_lie_beside_images_and_folders_of_their_frames():
     predict("in")
     assert {name for name in files_below("masks") if "frames" not in name} == {
         *("color/film.png", "color/film/000000.png", "color/film.avi.mp4", "color/film.mp4.mp4"),
-        *("ids/film.png", "ids/film/000000.png", "prediction.json"),
+        *("ids/film.png", "ids/film/000000.png", "legend.png", "prediction.json"),
         *("videos/film.avi.json", "videos/film.mp4.json"),
     }
 
