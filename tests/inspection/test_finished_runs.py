@@ -175,5 +175,6 @@ def test_a_page_shows_each_alarm_once_and_the_first_warnings_of_a_long_log(copy)
 
 def test_a_method_names_its_masks_and_its_warm_up():
     words = ["steps=10", "method.warm_up=0.5", "method.masking={kind: block}"]
-    said = method_text(shipped("toyland/rccr", words))
-    assert said == "self_training + regional + masking, after 5 steps on the source alone"
+    said = method_text(shipped("toyland/rccr", [*words, "method.target_statistics=20"]))
+    terms = "self_training + regional + masking + target statistics"
+    assert said == f"{terms}, after 5 steps on the source alone"

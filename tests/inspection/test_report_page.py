@@ -146,11 +146,11 @@ def test_the_result_is_the_first_section():
     assert ">Adaptation probably made it worse<" in first
     assert "Verdict without target labels: worse; entropy <code>x</code>." in first
     assert first.count("<h3>") == 2
-    criteria = text[text.index('id="s-without-labels"') :]
+    criteria = text[text.index('id="s-verdict-without-labels"') :]
     cells = re.findall("<td[^>]*>(.*?)</td>", criteria)[:4]
     assert cells == ["lower", "0.250", "-", "baseline"]
     assert "a: step 7 (adapted) and entropy" in criteria
-    assert 'id="s-without-labels"' not in report_page(page(run("b")))
+    assert 'id="s-verdict-without-labels"' not in report_page(page(run("b")))
 
 
 def test_the_result_has_the_score_the_gain_and_the_classes_won_and_lost():
@@ -189,6 +189,8 @@ def test_labels_decide_the_verdict(points, own, verdict):
     (summary,) = summarize(page(alone))
     assert summary.points == pytest.approx(points)
     assert summary.change == "change by adaptation"
+    assert f"mIoU from 37.50 to {37.5 + points:.2f} %" in summary.reasons[0]
+    assert any("after 3 steps; adapted: after 7" in text for text in summary.reasons) == bool(own)
     assert "in brackets the change by adaptation in points" in report_page(page(alone))
 
 

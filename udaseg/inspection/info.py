@@ -266,6 +266,7 @@ def method_text(recipe: Recipe) -> str:
     method, terms = recipe.method, list[str]()
     if isinstance(method, SelfTraining):
         terms = [*regularizer_specs(method), *(["masking"] if method.masking else [])]
+    terms += ["target statistics"] if method.target_statistics else []
     warm_up = warm_up_steps(method, recipe.steps)
     after = f", after {warm_up} steps on the source alone" if warm_up else ""
     return " + ".join([method.kind, *terms]) + after

@@ -115,7 +115,7 @@ def _cost(folder: Path, status: Mapping[str, Any], recipe: Recipe) -> dict[str, 
         memory = recorded["peak_memory_mib"]
         cost["peak memory"] = f"{memory} MiB ({recorded['peak_memory_of']})"
     if "seconds" in status:
-        cost["last start with scoring"] = format_duration(status["seconds"])
+        cost["last start, with scoring"] = format_duration(status["seconds"])
     target = f" and {recipe.batch.target} of the target" if adapts(recipe) else ""
     cost["images per step"] = f"{recipe.batch.source} of the source{target}"
     return cost

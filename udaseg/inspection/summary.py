@@ -7,6 +7,8 @@ from typing import Literal
 
 from udaseg.inspection.report_content import PageContent, RunContent
 from udaseg.runs.scores import Scores
+from udaseg.runs.worth import Worth
+from udaseg.text import percent
 
 LEVEL_POINTS = 0.5
 """Mean IoUs closer than this, in points, count as the same."""
@@ -86,7 +88,7 @@ def _summary(run: RunContent, baseline: RunContent | None) -> Summary:
         task=_task(run.facts),
         verdict=verdict,
         tone=tone,
-        reasons=_reasons(run, after if is_measured else None),
+        reasons=_measured_reasons(run, before, after) if is_measured else _guessed_reasons(run),
         measure="mIoU" if shown is None else next(iter(shown.means), "mIoU"),
         score=math.nan if shown is None else shown.miou,
         points=points,
@@ -111,16 +113,40 @@ def _measured(points: float, against: str) -> tuple[str, Tone]:
     return (f"As good as {against}" if against else "Adaptation made little difference"), "same"
 
 
-def _reasons(run: RunContent, measured_on: Scores | None) -> list[str]:
-    reasons = []
-    if measured_on is not None:
-        protocol = {"images": "all", "data": "the data", **measured_on.protocol}
-        where = ", ".join(protocol[key] for key in ("data", "split") if key in protocol)
-        images = protocol["images"]
-        reasons.append(f"The change is measured with labels, on {images} images of {where}.")
-    if run.worth is not None and (measured_on is None or run.worth.verdict != "unknown"):
-        reasons.append(f"Verdict without target labels: {run.worth.verdict}; {run.worth.reason}.")
+def _measured_reasons(run: RunContent, before: Scores | None, after: Scores | None) -> list[str]:
+    """Return what labels say, and the verdict without them."""
+    assert before is not None
+    assert after is not None
+    protocol = {"images": "all", "data": "the data", **after.protocol}
+    where = ", ".join(protocol[key] for key in ("data", "split") if key in protocol)
+    reasons = [
+        f"The change is measured with labels, on {protocol['images']} images of {where}: "
+        f"mIoU from {percent(before.miou)} to {percent(after.miou)} %."
+    ]
+    worth = run.worth
+    if worth is None or worth.verdict == "unknown":
+        return reasons
+    if before is run.before and worth.baseline is not None and worth.adapted is not None:
+        checkpoint, step = worth.baseline.checkpoint, worth.baseline.step
+        reasons.append(
+            f"Without adaptation: `{checkpoint}`, after {step} steps; adapted: after "
+            f"{worth.adapted.step}. `--baseline RUN` compares with another run."
+        )
+    return [*reasons, _verdict_without_labels(worth)]
+
+
+def _guessed_reasons(run: RunContent) -> list[str]:
+    """Return what the criteria without labels say, and how to compare with labels."""
+    if run.worth is None:
+        return []
+    reasons = [_verdict_without_labels(run.worth)]
+    if run.scores is not None and run.worth.verdict != "unknown":
+        reasons.append("This used no labels; `--baseline RUN` compares the scores, too.")
     return reasons
+
+
+def _verdict_without_labels(worth: Worth) -> str:
+    return f"Verdict without target labels: {worth.verdict}; {worth.reason}."
 
 
 def _changes(before: Scores | None, after: Scores | None) -> dict[str, float]:
