@@ -115,7 +115,10 @@ def show_report(run: Path, root: Path, folder: Path) -> None:
             browser.open(page)
             browser.picture(path)
         with Image.open(path) as picture:
-            colors = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            # this method keeps the colours of small things, such as the legend's
+            colors = picture.convert("RGB").quantize(
+                128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            )
         colors.save(path, optimize=True)
 
 
