@@ -100,7 +100,8 @@ def _reason(worth: Worth) -> str:
             return f"the {name} predicts almost only one class"
     parts = []
     for side, name in (("adapted", "adapted network"), ("baseline", "baseline")):
-        criteria = ", ".join(row.name for row in worth.criteria if row.prefers == side)
+        counted = (row.name for row in worth.criteria if row.prefers == side and WEIGHTS[row.name])
+        criteria = ", ".join(counted)
         parts += [f"the {name} is better by {criteria}"] if criteria else []
     if worth.lost:
         parts.append(f"the adapted network hardly predicts {', '.join(worth.lost)} any more")
