@@ -9,6 +9,7 @@ from tests.support import files, kills
 from tests.support.own import own_set
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.files import write_text
 
 
 @pytest.fixture
@@ -74,3 +75,9 @@ def test_a_cache_is_on_the_disk_before_its_manifest(tmp_path, calls):
     calls.clear()
     write_cache(dataset, (4, 6), workers=1)
     assert calls[-2:] == ["sync", "write cache.json"]
+
+
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    with pytest.raises(OSError, match="directory") as caught:
+        write_text(tmp_path, "page")
+    assert caught.value.filename == str(tmp_path)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from udaseg.errors import EnvironmentFault
+from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.text import file_size
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,24 @@ def one_or_more(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     """Return one path, or each of several, as text."""
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
     return [os.fspath(path) for path in given]
+
+
+def refuse_output(path: Path, suffix: str, what: str, *, overwrite: bool = True) -> None:
+    """Refuse an output file whose name belongs to another kind of file, or that exists.
+
+    Args:
+        path: The file to write.
+        suffix: The suffix of its name, such as `.png`.
+        what: What has this suffix, for the message.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        UsageError: The path has another suffix, is a folder, or exists.
+    """
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise UsageError(f"{path}: {what}; give a file named *{suffix}")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
 
 
 def parse_json(text: str) -> Any:
@@ -151,7 +169,11 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file next to `path`; rename it when complete, delete it on an error."""
+    """Open a temporary file next to `path`; rename it when complete, delete it on an error.
+
+    Raises:
+        OSError: It cannot be written; the error names `path`, not the temporary file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     temporary = Path(name)
@@ -160,8 +182,10 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             yield file
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == name:
+            error.filename = str(path)
         raise
 
 

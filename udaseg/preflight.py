@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from udaseg.errors import CheckpointError, UsageError
+from udaseg.files import refuse_output
 from udaseg.recipe.choices import CONVENTIONS, DEVICE, DEVICES, PROTOCOLS
 from udaseg.recipe.load import expand_path, load
 from udaseg.recipe.loggers import chosen_loggers
@@ -17,7 +18,12 @@ from udaseg.recipe.stages import adapts, refuse_changed_settings
 from udaseg.runs import folder as run_folders
 from udaseg.runs.base import given_base
 from udaseg.runs.folder import with_located_data
-from udaseg.runs.manifests import refuse_missing_run, refuse_without_checkpoint
+from udaseg.runs.groups import refuse_without_runs
+from udaseg.runs.manifests import (
+    refuse_missing_run,
+    refuse_no_run_folder,
+    refuse_without_checkpoint,
+)
 from udaseg.runs.records import read_status
 from udaseg.text import shortened
 
@@ -33,6 +39,28 @@ def check_runs(*runs: Path | None) -> None:
     for run in runs:
         if run is not None:
             refuse_missing_run(run)
+
+
+def check_run_folders(*runs: Path | None) -> None:
+    """Refuse what is not a run folder; None is left out.
+
+    Raises:
+        CheckpointError: There is no such run folder.
+    """
+    for run in runs:
+        if run is not None:
+            refuse_no_run_folder(run)
+
+
+def check_run_groups(*folders: Path | None) -> None:
+    """Refuse what is neither a run folder, nor one of seeds or of a sweep; None is left out.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    for folder in folders:
+        if folder is not None:
+            refuse_without_runs(folder)
 
 
 def check_networks(
@@ -57,6 +85,15 @@ def check_networks(
         if run is not None:
             refuse_without_checkpoint(run)
     check_data(data, root=root)
+
+
+def check_output(path: Path, suffix: str, what: str, *, overwrite: bool = True) -> None:
+    """Refuse an output file of another kind, or one that exists; see `files.refuse_output`.
+
+    Raises:
+        UsageError: The path has another suffix, is a folder, or exists.
+    """
+    refuse_output(path, suffix, what, overwrite=overwrite)
 
 
 def check_data(*names: str | None, sources: Sequence[str] = (), root: Path) -> None:
@@ -122,18 +159,34 @@ def check_training(
         DataError: A data set is missing.
         EnvironmentFault: A logger is not installed.
     """
-    folder = out or run_folders.default_run_folder(recipe)
     if resume is not None:
         _check_resume(recipe, resume)
-    elif not several and not run_folders.is_torchrun_restart(folder):
-        run_folders.refuse_existing_run(folder, overwrite=overwrite)
-    if init is not None:
-        refuse_without_checkpoint(init)
-    elif resume is None:
-        _check_weights(recipe)
+    else:
+        folder = out or run_folders.default_run_folder(recipe)
+        check_start(None if several else folder, init, overwrite=overwrite)
+        if init is None:
+            _check_weights(recipe)
     chosen_loggers(recipe.machine)
     located = recipe if resume is None else with_located_data(recipe, resume)
     check_data(*_other_data(located), sources=located.source.sets, root=root)
+
+
+def check_start(out: Path | None, init: Path | None, *, overwrite: bool) -> None:
+    """Refuse a folder that a new run must not use, and a checkpoint that it cannot start from.
+
+    Args:
+        out: The folder of the run; None if it is not known yet, or one of several runs.
+        init: The checkpoint to start from, if any.
+        overwrite: Whether a run in the folder may be replaced.
+
+    Raises:
+        UsageError: The run folder is taken.
+        CheckpointError: There is no checkpoint.
+    """
+    if out is not None and not run_folders.is_torchrun_restart(out):
+        run_folders.refuse_existing_run(out, overwrite=overwrite)
+    if init is not None:
+        refuse_without_checkpoint(init)
 
 
 def newest_unfinished_run(folder: Path) -> Path:

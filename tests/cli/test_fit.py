@@ -486,7 +486,7 @@ def test_info_tells_what_a_run_is(finished, tmp_path):
         (["adapt", "toyland/rccr", "--init", "nowhere"], 3, "no such run"),
         (["adapt", "--resume", "nowhere"], 3, "recipe.yaml"),
         (["eval", "nowhere"], 3, "no such run"),
-        (["predict", "nowhere.png", "--checkpoint", "nowhere"], 3, "does not exist"),
+        (["predict", "nowhere.png", "--checkpoint", "nowhere"], 3, "no such run"),
         (["info", "nowhere"], 3, "no such run"),
         (["prepare", "gta6"], 3, "no dataset of that name"),
         (["prepare", "gta5"], 3, "licence"),

@@ -60,7 +60,7 @@ def test_help_of_a_command_with_many_options_has_groups() -> None:
         "Examples:",
     ]
     assert "list[" not in shown
-    assert "-o, --out, --output <path>" in shown
+    assert "-o, --out, --output <dir>" in shown
 
 
 def _commands(group: TyperGroup, words: tuple[str, ...] = ()) -> Iterator[tuple[str, TyperCommand]]:

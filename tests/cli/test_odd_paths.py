@@ -20,13 +20,11 @@ def error_of(*words, cwd, code=5):
 
 def test_a_root_that_cannot_be_used(tmp_path):
     yaml = own_set(tmp_path / "own", pairs=1)
-    (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "prepared").write_text("x")
     (tmp_path / "lock" / "prepared" / ".own.lock").mkdir(parents=True)
     for root, told in (
-        ("file", "file/prepared: a part of this path is a file, not a folder"),
         ("loop", "loop/prepared: is a link that leads back to itself"),
         ("taken", "taken/prepared: is a file where a folder is needed"),
         ("lock", "lock/prepared/.own.lock: is a folder where a file is needed"),

@@ -257,7 +257,7 @@ def test_runs_of_one_name_are_told_apart(home):
 def test_what_is_no_run_is_refused(home):
     (home["path"] / "empty").mkdir()
     assert "no recipe.yaml" in report(home, "empty", expect=3)[0].stderr
-    assert "nowhere: is not a run folder" in report(home, "nowhere", expect=3)[0].stderr
+    assert "nowhere: no such run" in report(home, "nowhere", expect=3)[0].stderr
 
 
 def place_of(browser, selector, share=0.5):

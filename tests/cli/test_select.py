@@ -1,6 +1,7 @@
 """`udaseg select` chooses without target labels, and warns clearly when it uses them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -316,3 +317,11 @@ def test_python_gets_the_selection_as_an_object(home, capsys, monkeypatch):
 def test_the_command_line_and_recipes_offer_every_criterion():
     names = [criterion.name for criterion in CRITERIA]
     assert list(get_args(Criterion)) == names
+
+
+def test_an_oracle_without_labels_is_refused_before_a_network_runs(home, monkeypatch):
+    home.cities["photos"] = replace(home.cities["toyland-target"], classes=None)
+    monkeypatch.setattr("udaseg.selection.select.compute_criteria", None)
+    options = package.SelectOptions(oracle=True)
+    with pytest.raises(DataError, match="has no labels, so the oracle cannot score on it"):
+        package.select(home.path / "run", data="photos", options=options)

@@ -118,7 +118,7 @@ def test_table_reads_sweeps_seeds_and_runs_and_writes_each_format(swept, tmp_pat
     missing = udaseg("table", out, "--scores", "x", cwd=tmp_path, expect=3)
     assert "too few runs with scores of x" in missing.stderr
     refused = udaseg("table", out / "table.md", cwd=tmp_path, expect=3)
-    assert "a table takes run folders" in refused.stderr
+    assert "is not a run folder, nor one of seeds" in refused.stderr
 
 
 def test_verify_checks_all_runs_of_a_sweep(swept, tmp_path):

@@ -72,7 +72,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     for name in NAMES:
         module = "udaseg.demo" if name == "demo" else "udaseg"
         monkeypatch.setattr(f"{module}.{name}", getattr(fake, name), raising=False)
-    for name in ("check_runs", "check_networks", "check_training"):
+    for name in ("check_runs", "check_run_groups", "check_networks", "check_training"):
         monkeypatch.setattr(preflight, name, lambda *_, **__: None)
     monkeypatch.delenv("UDASEG_DATA", raising=False)
     return fake
@@ -575,7 +575,7 @@ def test_a_terminal_that_knows_ascii_only_is_no_error() -> None:
     [
         *("eval RUN", "predict photos --checkpoint RUN", "info RUN", "report RUN", "select RUN"),
         *("export RUN", "calibrate RUN", "features RUN", "grid RUN", "verify RUN", "table RUN"),
-        *("adapt --resume RUN", "report . --baseline RUN"),
+        *("adapt --resume RUN", "report RUN --baseline RUN"),
     ],
 )
 def test_a_missing_run_ends_every_command_with_code_3(

@@ -113,7 +113,7 @@ def test_verify_returns_what_failed_and_raises_only_when_asked(copy):
     ]
     with pytest.raises(CheckpointError, match=r"environment\.json: is missing"):
         verification.raise_if_failed()
-    with pytest.raises(CheckpointError, match="not a run folder"):
+    with pytest.raises(CheckpointError, match="no such run"):
         verify(copy / "nowhere")
 
 

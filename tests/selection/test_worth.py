@@ -214,6 +214,11 @@ def test_options_that_contradict_are_refused(home, words, advice):
     assert advice in udaseg("select", *words, cwd=home.path, expect=2).stderr
 
 
+def test_the_run_itself_is_no_baseline(home):
+    with pytest.raises(UsageError, match="run: is the run itself; name another one"):
+        package.worth_it("run", baseline="run")
+
+
 EVAL = ("eval", "run", "--data", "toyland-target", "--split", "train")
 
 

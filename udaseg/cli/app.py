@@ -82,8 +82,8 @@ app.command("import", cls=Command)(import_checkpoint)
 
 @app.command(cls=Command)
 def demo(
-    seed: Annotated[int, typer.Option(help="Random seed of the training.")] = 0,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Output folder.")] = Path("runs/demo"),
     root: Root = Path("data"),
     verbose: Verbose = False,
     quiet: Quiet = False,

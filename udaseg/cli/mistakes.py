@@ -1,5 +1,6 @@
 """Messages about words that the command line cannot parse, with the word that was meant."""
 
+import re
 from typing import Any
 
 from udaseg.text import did_you_mean, shortened
@@ -15,8 +16,8 @@ _FOREIGN = {
     "--img-size": ("source.resize=[HEIGHT,WIDTH]", "--window"),
     "--image-size": ("source.resize=[HEIGHT,WIDTH]", "--window"),
     "--crop-size": ("source.crop=[HEIGHT,WIDTH]", "--window"),
-    "--lr": ("optimizer.lr=1e-4",),
-    "--learning-rate": ("optimizer.lr=1e-4",),
+    "--lr": ("optimizer.lr=VALUE",),
+    "--learning-rate": ("optimizer.lr=VALUE",),
     "--backbone": ("model.backbone=NAME",),
     "--pretrained": ("model.weights=pretrained",),
     "--weights": ("model.weights=FILE", "--checkpoint"),
@@ -39,7 +40,7 @@ _FOREIGN = {
     "--save-dir": ("--out",),
     "--num-workers": ("--workers",),
     "--gpu": ("--device",),
-    "--gpus": ("--device",),
+    "--gpus": ("torchrun --nproc-per-node=N -m udaseg", "--device"),
     "--cuda": ("--device",),
     "--amp": ("--precision",),
     "--half": ("--precision",),
@@ -54,6 +55,9 @@ _FOREIGN = {
     "--exist-ok": ("--overwrite",),
     "--load-from": ("--init",),
 }
+
+_WRONG_KIND = re.compile(r"(?:dir|directory|file|path) '(?P<path>.*)' is a (?P<is>file|dir)", re.I)
+"""What typer says of a file where a folder is needed, or the other way round."""
 
 _MUST = {
     "int_parsing": "a whole number",
@@ -86,6 +90,12 @@ def _wrong_value(error: Any) -> str | None:
 
     typer has pydantic read the values, whose sentences do not show what was written.
     """
+    kind = _WRONG_KIND.search(error.format_message())
+    if kind is not None and error.param is not None:
+        found, needed = ("file", "folder") if kind["is"] == "file" else ("folder", "file")
+        return (
+            f"{error.param.opts[0]} {shortened(kind['path'], 300)}: is a {found}; name a {needed}"
+        )
     read = getattr(error.__cause__, "errors", None)
     if read is None or error.param is None:
         return None

@@ -26,7 +26,13 @@ TableFormat = Literal["table", "json"]
 ScoreFormat = Literal["table", "json", "csv", "md"]
 
 Root = Annotated[
-    Path, typer.Option("--root", envvar="UDASEG_DATA", help="Folder of the prepared data sets.")
+    Path,
+    typer.Option(
+        "--root",
+        envvar="UDASEG_DATA",
+        file_okay=False,
+        help="Folder of the prepared data sets.",
+    ),
 ]
 RecipeArguments = Annotated[
     list[str] | None,
@@ -53,7 +59,9 @@ Networks = Annotated[
     list[str] | None,
     typer.Option("--network", metavar="NAME", help=f"{_NETWORK_HELP}; repeat it for several."),
 ]
-Out = Annotated[Path | None, typer.Option(help="Run folder. Default: a new one in runs/.")]
+Out = Annotated[
+    Path | None, typer.Option(file_okay=False, help="Run folder. Default: a new one in runs/.")
+]
 Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 Seeds = Annotated[
     str | None,

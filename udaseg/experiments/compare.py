@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from udaseg.errors import CheckpointError, DataError, UsageError
+from udaseg.errors import DataError, UsageError
 from udaseg.evaluation.protocols import class_positions_by_protocol
 from udaseg.experiments.bootstrap import RESAMPLES, interval, mean_of_classes, resampled_iou
 from udaseg.experiments.seeds import statistics_by_name
@@ -16,7 +16,7 @@ from udaseg.experiments.table import Difference, MethodScores, RunTable
 from udaseg.files import one_or_more, read_json
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import START_FILE
-from udaseg.runs.groups import RunGroup, run_groups
+from udaseg.runs.groups import RunGroup, refuse_without_runs, run_groups
 from udaseg.runs.image_counts import IMAGES_FILE, ImageCounts, read_image_counts
 from udaseg.runs.manifests import list_manifests
 from udaseg.runs.run import Run
@@ -98,13 +98,8 @@ def _merged(paths: Sequence[Path]) -> list[RunGroup]:
     """Return the runs of each row: single runs of one recipe and start are the seeds of a row."""
     rows: dict[object, dict[Path, RunGroup]] = {}
     for path in paths:
-        groups = run_groups(path)
-        if not any(group.runs for group in groups):
-            raise CheckpointError(
-                f"{path}: is not a run folder, nor one of seeds or of a sweep; a table takes run "
-                "folders, not checkpoints"
-            )
-        for group in groups:
+        refuse_without_runs(path)
+        for group in run_groups(path):
             is_single = group.runs == (group.folder,)
             key = _method_key(group.folder) if is_single else group.folder.resolve()
             same = rows.setdefault(key, {})

@@ -16,7 +16,7 @@ from udaseg.display.pictures import color_mask, comparison_sheet, legend
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import UsageError
 from udaseg.figures.images import pick_images, target_images
-from udaseg.files import one_or_more
+from udaseg.files import one_or_more, refuse_output
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.runs.folder import names_of_runs
@@ -79,8 +79,7 @@ def grid(
         udaseg.grid(["runs/source_only", "runs/rccr"], out="figure.png")
     """
     options, paths, path = options or GridOptions(), one_or_more(runs), Path(out)
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise UsageError(f"{path}: the picture is a PNG; give a file named *.png")
+    refuse_output(path, ".png", "the picture is a PNG")
     titles = options.titles or names_of_runs([Path(path) for path in paths])
     if len(titles) != len(paths):
         raise UsageError(f"{len(paths)} runs need as many titles, got {len(titles)}")

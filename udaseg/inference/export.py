@@ -22,7 +22,7 @@ from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import classes_to_dict
 from udaseg.data.loading.transforms import resize_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
-from udaseg.files import write_atomic
+from udaseg.files import refuse_output, write_atomic
 from udaseg.inference import trained_model
 from udaseg.inference.labels import refuse_not_finite
 from udaseg.inference.run_data import open_run_data
@@ -215,8 +215,6 @@ def export_state_dict(
         udaseg.adapt("rccr", source="other.yaml", overrides={"model.weights": path})
     """
     path = _output_path(run, "model.safetensors", out, overwrite=overwrite)
-    if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: the name of a state dict must end in .safetensors")
     loaded = trained_model.load(Path(run), weights=weights, device="cpu")
     state = loaded.segmenter.state_dict()
     tensors = {name: value.contiguous() for name, value in state.items()}
@@ -243,8 +241,8 @@ def _output_path(
 ) -> Path:
     """Return the file to write, by default `name` in the run folder."""
     path = run_folder_of(Path(run)) / name if out is None else Path(out)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
+    suffix = Path(name).suffix
+    refuse_output(path, suffix, f"the network is written as {suffix}", overwrite=overwrite)
     return path
 
 

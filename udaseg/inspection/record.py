@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from udaseg.documents import join_key
-from udaseg.errors import CheckpointError
 from udaseg.inspection.info import domain_text, method_text, target_text
 from udaseg.inspection.report_content import RunContent
 from udaseg.inspection.report_features import read_features
 from udaseg.recipe.load import load, to_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import adapts
+from udaseg.runs.manifests import refuse_no_run_folder
 from udaseg.runs.records import parse_event, read_environment, read_status
 from udaseg.runs.scores import read_evaluations
 from udaseg.runs.status import read_cost
@@ -37,9 +37,8 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         name: Name on the page.
         scored: Evaluation to show, a folder below `eval`; None if there is none.
     """
+    refuse_no_run_folder(folder)
     recipe_path = folder / "recipe.yaml"
-    if not recipe_path.is_file():
-        raise CheckpointError(f"{folder}: is not a run folder (no recipe.yaml)")
     recipe = load(recipe_path, stored=True)
     warnings: list[str] = []
     status, environment = read_status(folder), read_environment(folder)

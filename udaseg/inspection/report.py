@@ -9,7 +9,7 @@ from pathlib import Path
 
 from udaseg import __version__
 from udaseg.errors import CheckpointError, DataError, NotFiniteError, UdasegError, UsageError
-from udaseg.files import one_or_more, write_text
+from udaseg.files import one_or_more, refuse_output, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.run_data import open_run_data
 from udaseg.inference.trained_model import Model
@@ -70,6 +70,8 @@ def report(
                 f"{folder}: is not a run folder; a report takes run folders, not checkpoints"
             )
     folders = list({folder.resolve(): folder for folder in folders}.values())
+    path = given[0] / "report.html" if out is None else Path(out)
+    refuse_output(path, ".html", "the report is a page")
     names = names_of_runs(folders)
     contents = list(map(read_run, folders, names, _shown_evaluations(folders)))
     warnings: list[str] = []
@@ -89,7 +91,6 @@ def report(
         warnings=warnings,
         created=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
     )
-    path = given[0] / "report.html" if out is None else Path(out)
     with writing_in_run(given[0]):
         write_text(path, report_page(page))
     return path

@@ -13,7 +13,7 @@ from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values, recipe_digest
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.folder import read_num_processes
-from udaseg.runs.groups import run_groups
+from udaseg.runs.groups import refuse_without_runs, run_groups
 from udaseg.runs.records import parse_event, read_status
 from udaseg.runs.scores import read_evaluations
 from udaseg.text import count_text
@@ -108,9 +108,8 @@ def verify(run: str | os.PathLike[str]) -> Verification:
         verification.ok, [check.message for check in verification.failed]
     """
     path = Path(run)
+    refuse_without_runs(path)
     folders = [folder for group in run_groups(path) for folder in group.runs]
-    if not folders or not all((folder / "recipe.yaml").is_file() for folder in folders):
-        raise errors.CheckpointError(f"{path}: is not a run folder (no recipe.yaml)")
     return Verification(tuple(itertools.chain.from_iterable(map(_check_run, folders))))
 
 

@@ -26,6 +26,8 @@ _FOREIGN_NAMES = {
     "batch_size": "batch",
     "crop_size": "crop",
     "image_size": "resize",
+    "img_size": "resize",
+    "imgsz": "resize",
     "dataset": "data",
     "data_root": "data",
     "network": "model",
@@ -65,10 +67,13 @@ def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[
         written: Keys that it already has; they are less likely to be meant.
 
     Returns:
-        A key of the section, a dotted key in another section, or None.
+        A key of the section, a dotted key in another section, the word with a space after its
+        colon, or None.
     """
     if len(word) > LONGEST_WORD:
         return None
+    if ":" in word:  # a shell drops the space of {key: value} unless it is quoted
+        return word.replace(":", ": ")
     name = word.lower().replace("-", "_").rpartition(".")[2]
     near = sorted(((_similarity(name, o) - 0.1 * (o in written), o) for o in options), reverse=True)
     if near and near[0][0] >= 0.8:

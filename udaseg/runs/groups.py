@@ -6,7 +6,9 @@ from typing import Any, Required
 
 from typing_extensions import TypedDict
 
+from udaseg.errors import CheckpointError
 from udaseg.files import read_json
+from udaseg.runs.manifests import refuse_missing_run, runs_in
 
 SEEDS_FILE = "seeds.json"
 SWEEP_FILE = "sweep.json"
@@ -52,6 +54,19 @@ def run_groups(path: Path) -> list[RunGroup]:
     if (path / SEEDS_FILE).is_file():
         return [_seeds(path, None)]
     return [RunGroup(None, path, (path,) if (path / "recipe.yaml").is_file() else ())]
+
+
+def refuse_without_runs(path: Path) -> None:
+    """Refuse a path without runs.
+
+    Raises:
+        CheckpointError: It is neither a run folder, nor one of seeds or of a sweep.
+    """
+    refuse_missing_run(path)
+    if not any(group.runs for group in run_groups(path)):
+        raise CheckpointError(
+            f"{path}: is not a run folder, nor one of seeds or of a sweep{runs_in(path)}"
+        )
 
 
 def _seeds(folder: Path, name: str | None) -> RunGroup:

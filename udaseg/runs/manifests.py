@@ -45,6 +45,17 @@ def refuse_missing_run(path: Path) -> None:
         raise CheckpointError(f"{path}: no such run or checkpoint")
 
 
+def refuse_no_run_folder(path: Path) -> None:
+    """Refuse a path that is not a run folder.
+
+    Raises:
+        CheckpointError: There is nothing of that name, or it has no `recipe.yaml`.
+    """
+    refuse_missing_run(path)
+    if not (path / "recipe.yaml").is_file():
+        raise CheckpointError(f"{path}: is not a run folder (no recipe.yaml){runs_in(path)}")
+
+
 def refuse_without_checkpoint(path: Path) -> None:
     """Refuse a path that is not a file, and not a folder with a checkpoint.
 
@@ -52,12 +63,24 @@ def refuse_without_checkpoint(path: Path) -> None:
         CheckpointError: There is no checkpoint.
     """
     refuse_missing_run(path)
+    if path.is_file() and not _may_be_checkpoint(path):
+        raise CheckpointError(
+            f"{path}: is not a checkpoint; name a run folder, or a file of its checkpoints folder"
+        )
     if path.is_dir() and not list_manifests(checkpoint_folder(path)):
-        raise CheckpointError(f"{path}: holds no readable checkpoint{_runs_in(path)}")
+        raise CheckpointError(f"{path}: holds no readable checkpoint{runs_in(path)}")
 
 
-def _runs_in(folder: Path) -> str:
-    """Return the runs of a folder of runs, to name one of them; "" if there are none."""
+def _may_be_checkpoint(path: Path) -> bool:
+    """Return whether a file begins as `torch.save` writes it, or has a manifest to check it by."""
+    if path.with_suffix(".json").is_file():
+        return True
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
+
+
+def runs_in(folder: Path) -> str:
+    """Return the end of a message that names runs in a folder; "" if there are none."""
     runs = sorted(recipe.parent for recipe in folder.glob("*/recipe.yaml"))
     if not runs:
         return ""

@@ -100,7 +100,11 @@ def find_candidates(runs: Sequence[Path], *, all_checkpoints: bool) -> list[Cand
 def open_evaluation_sets(
     recipe: Recipe, data: str | None, split: str | None, images: int, *, oracle: bool, root: Path
 ) -> EvaluationSets:
-    """Open the target, the source if available, and labelled images if `oracle` is set."""
+    """Open the target, the source if available, and labelled images if `oracle` is set.
+
+    Raises:
+        DataError: There are no such images, or the oracle has no labels to score on.
+    """
     dataset = open_run_data(recipe, data or recipe.target.data, root=root)
     if split is None and data is None:
         split = recipe.target.split
@@ -118,10 +122,13 @@ def open_evaluation_sets(
     if not oracle:
         return EvaluationSets(target, source, None)
     log.warning("%s", ORACLE_WARNING)
-    if data is not None or recipe.validation.data is None:
-        return EvaluationSets(target, source, target)
-    dataset = open_run_data(recipe, recipe.validation.data, root=root)
-    return EvaluationSets(target, source, choose_images(dataset, recipe.validation.split, images))
+    labelled = target
+    if data is None and recipe.validation.data is not None:
+        dataset = open_run_data(recipe, recipe.validation.data, root=root)
+        labelled = choose_images(dataset, recipe.validation.split, images)
+    if dataset.classes is None:
+        raise DataError(f"{dataset.name}: has no labels, so the oracle cannot score on it")
+    return EvaluationSets(target, source, labelled)
 
 
 def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> Recipe:

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from udaseg.errors import UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.runs.best import warm_up_folder
@@ -68,7 +69,7 @@ def worth_it(
         there is nothing to compare with.
 
     Raises:
-        UsageError: The networks differ in their classes.
+        UsageError: The networks differ in their classes, or the baseline is the run itself.
         CheckpointError: There is no such network.
         NotFiniteError: The outputs of a network are NaN or infinite.
         DataError: The images cannot be read.
@@ -84,6 +85,8 @@ def worth_it(
     other = warm_up_folder(folder) if baseline is None else Path(baseline)
     if baseline is None and not other.is_dir():
         return unknown_worth(folder)
+    if other.is_dir() and other.resolve() == folder.resolve():
+        raise UsageError(f"{other}: is the run itself; name another one as the baseline")
     before = trained_model.load(other, device=options.device)
     refuse_other_classes(
         before.checkpoint, before.classes.names, adapted.checkpoint, adapted.classes.names

@@ -185,6 +185,15 @@ def test_a_listed_image_without_a_label_is_one_fault(tmp_path):
     }
 
 
+def test_a_label_of_an_image_that_is_not_read_says_so(tmp_path):
+    yaml = sick.clean(tmp_path / "set")
+    image = yaml.parent / "train/images/007.png"
+    image.rename(image.with_suffix(".gif"))
+    examined = _examined(yaml.parent)
+    (unmatched,) = [each for each in examined.findings if each.code == "label-without-image"]
+    assert unmatched.examples[0].note == "the format of 007.gif is not read"
+
+
 def test_lists_that_share_an_image_leak(tmp_path):
     text = sick.YAML.replace("{train: train/images/*, val: val/images/*}", "train/images/*")
     text = text.replace("{train: train/labels/*, val: val/labels/*}", "train/labels/*")

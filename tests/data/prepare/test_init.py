@@ -163,6 +163,20 @@ def test_images_alone():
     assert udaseg.prepare(report.path)[0].unlabelled == ("train",)
 
 
+def test_swapped_folders_are_refused():
+    _images("photos/0", suffix=".jpg")
+    _labels("masks/0")
+    with pytest.raises(DataError, match=r"photos: these are JPEG .* are IMAGES and LABELS swapped"):
+        udaseg.init_dataset("city", "masks", "photos")
+
+
+def test_labels_of_another_size_are_warned_of(caplog):
+    _images("images/0")
+    _labels("labels/0", ids=_ids()[:24])
+    udaseg.init_dataset("city", "images", "labels")
+    assert "has 64x48 pixels, and its label labels/0.png has 64x24" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "error", "said"),
     [

@@ -322,7 +322,10 @@ def test_an_unlabelled_target_may_hold_one_name_with_two_suffixes(tmp_path):
     ("split", "said"),
     [
         ("splits: {train: day}\n", "splits.train: no image is in a folder 'day'"),
-        ("splits: {train: lost.txt}\n", "split list .* cannot be read"),
+        (
+            "splits: {train: lost.txt}\n",
+            r"split list lost.txt cannot be read, beside the YAML or at .*/lost.txt: No such file",
+        ),
         ("splits: {train: bad.txt}\n", "bad.txt: lists 17, which matches no image"),
         ("splits: {train: pairs.txt}\n", r"lists 0.png l/0.png \(write one name a line\), which"),
         ("splits: {train: empty.txt}\n", "empty.txt lists no image of the dataset"),

@@ -51,10 +51,12 @@ def evaluate(
         int | None, typer.Option(min=1, help="Batch size. Default: 4 on a GPU, otherwise 1.")
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Score the PNG files in this folder instead of a run.")
+        Path | None,
+        typer.Option(file_okay=False, help="Score the PNG files in this folder instead of a run."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Also write each prediction as a PNG to this folder.")
+        Path | None,
+        typer.Option(file_okay=False, help="Also write each prediction as a PNG to this folder."),
     ] = None,
     ids: Annotated[
         LabelIds,
@@ -70,11 +72,15 @@ def evaluate(
         options.ScoreFormat, typer.Option("--format", help="Output format.")
     ] = "table",
     fail_under: Annotated[
-        float | None, typer.Option(help="Exit with code 7 if mIoU is below this percentage.")
+        float | None,
+        typer.Option(min=0, max=100, help="Exit with code 7 if mIoU is below this percentage."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the scores or the package. Default: in the run folder."),
+        typer.Option(
+            file_okay=False,
+            help="Folder of the scores or the package. Default: in the run folder.",
+        ),
     ] = None,
     device: options.AnyDevice = "auto",
     root: options.Root = Path("data"),

@@ -37,7 +37,8 @@ def sweep(
     source: options.Source = None,
     target: options.Target = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of all runs. Default: a new one in runs/.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of all runs. Default: a new one in runs/."),
     ] = None,
     root: options.Root = Path("data"),
     device: options.Device = None,
@@ -136,9 +137,9 @@ def table(
     output_format: RunFormat = "table",
 ) -> None:
     """Compare the scores of runs by method and class, over seeds."""
-    from udaseg.preflight import check_runs
+    from udaseg.preflight import check_run_groups
 
-    check_runs(*runs, baseline)
+    check_run_groups(*runs, baseline)
     import udaseg
     from udaseg.cli.printing.experiments import print_table
 

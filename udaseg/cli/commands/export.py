@@ -24,6 +24,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
+            dir_okay=False,
             help="Output file. Default: model.onnx or model.safetensors in the run folder.",
         ),
     ] = None,
@@ -50,16 +51,20 @@ def export(
 ) -> None:
     """Export the network to ONNX for any image size and check it, or export its weights."""
     set_verbosity(verbose, quiet)
-    from udaseg.preflight import check_networks
+    from udaseg.preflight import check_networks, check_output
 
+    if form == "state-dict":
+        given = {"--argmax": argmax, "--input": pixels != "uint8", "--images": images != 3}
+        refuse_options("--format state-dict writes the weights alone", given)
+    if out is not None:
+        suffix = ".onnx" if form == "onnx" else ".safetensors"
+        check_output(out, suffix, f"--format {form} writes {suffix} files", overwrite=overwrite)
     check_networks(run, root=root)
     import udaseg
     from udaseg.display.console import open_console, safe_text
 
     console = open_console(soft_wrap=True)
     if form == "state-dict":
-        given = {"--argmax": argmax, "--input": pixels != "uint8", "--images": images != 3}
-        refuse_options("--format state-dict writes the weights alone", given)
         path = udaseg.export_state_dict(run, out=out, weights=weights, overwrite=overwrite)
         console.print(safe_text(f"{path}: {path.stat().st_size / 1e6:.1f} MB"))
         return
@@ -90,7 +95,8 @@ def import_checkpoint(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Run folder. Default: runs/imported-FILE.")
+        Path | None,
+        typer.Option(file_okay=False, help="Run folder. Default: runs/imported-FILE."),
     ] = None,
     recipe: Annotated[
         str,
@@ -118,6 +124,10 @@ def import_checkpoint(
 ) -> None:
     """Make a run of a checkpoint of released code, for eval, predict and --init."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_runs
+
+    chosen = None if dilations is None else parse_dilations(dilations)
+    check_runs(checkpoint)
     import udaseg
     from udaseg.display.console import open_console, safe_text
 
@@ -126,7 +136,7 @@ def import_checkpoint(
         out=out,
         recipe=recipe,
         classes=classes,
-        dilations=None if dilations is None else parse_dilations(dilations),
+        dilations=chosen,
         overwrite=overwrite,
     )
     model = run.recipe.model

@@ -28,7 +28,8 @@ def features(
         int, typer.Option(min=1, help="Maximum number of points of each class and domain.")
     ] = 100,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the files. Default: in the run folder.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of the files. Default: in the run folder."),
     ] = None,
     weights: WeightsOption = "student",
     output_format: OutputFormat = "table",

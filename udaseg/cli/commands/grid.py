@@ -7,6 +7,7 @@ import typer
 
 from udaseg.cli.options import AnyDevice, Quiet, Root, Verbose, WeightsOption, parse_names
 from udaseg.cli.verbosity import set_verbosity
+from udaseg.errors import UsageError
 
 
 def grid(
@@ -44,7 +45,9 @@ def grid(
         ),
     ] = None,
     width: Annotated[int, typer.Option(min=16, help="Width of each picture in pixels.")] = 480,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Output file.")] = Path("grid.png"),
+    out: Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="Output file.")] = Path(
+        "grid.png"
+    ),
     weights: WeightsOption = "student",
     device: AnyDevice = "auto",
     root: Root = Path("data"),
@@ -53,8 +56,12 @@ def grid(
 ) -> None:
     """Write images, the masks of runs and the truth, side by side, as one PNG."""
     set_verbosity(verbose, quiet)
-    from udaseg.preflight import check_networks
+    from udaseg.preflight import check_networks, check_output
 
+    check_output(out, ".png", "the picture is a PNG")
+    named = titles.split(",") if titles else None
+    if named is not None and len(named) != len(runs):
+        raise UsageError(f"{len(runs)} runs need as many titles, got {len(named)}")
     check_networks(*runs, device=device, data=data, root=root)
     import udaseg
     from udaseg.display.console import print_line
@@ -62,7 +69,7 @@ def grid(
     options = udaseg.GridOptions(
         images=images,
         pick=parse_names("--pick", pick) if pick else (),
-        titles=tuple(titles.split(",")) if titles else None,
+        titles=tuple(named) if named else None,
         width=width,
         weights=weights,
         device=device,

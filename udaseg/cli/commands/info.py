@@ -19,10 +19,10 @@ def info(
     set_verbosity(verbose, quiet)
     from rich.table import Table
 
-    from udaseg.preflight import check_runs
+    from udaseg.preflight import check_networks
 
-    check_runs(run)
-
+    is_run = (run / "recipe.yaml").is_file()  # it is described before its first checkpoint, too
+    check_networks(None if is_run else run, root=Path())
     import udaseg
     from udaseg.display.console import print_json, safe_text, show_table
 
@@ -45,9 +45,9 @@ def verify(
 ) -> None:
     """Check that a run is complete, unchanged and scores as expected."""
     set_verbosity(verbose, quiet)
-    from udaseg.preflight import check_runs
+    from udaseg.preflight import check_run_groups
 
-    check_runs(run)
+    check_run_groups(run)
     import udaseg
     from udaseg.display.console import print_json, print_line
 

@@ -45,7 +45,7 @@ def predict(
             help="Checkpoint file or run folder. Default: the newest finished run.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("masks"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Output folder.")] = Path("masks"),
     save: Annotated[
         str,
         typer.Option(
@@ -122,7 +122,7 @@ def predict(
     set_verbosity(verbose, quiet)
     from udaseg.preflight import check_networks
 
-    check_networks(device=device, root=Path())
+    check_networks(checkpoint, device=device, root=Path())
     import udaseg
 
     options = udaseg.PredictOptions(

@@ -21,7 +21,11 @@ def report(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Output file. Default: report.html in the first run."),
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Output file. Default: report.html in the first run.",
+        ),
     ] = None,
     images: Annotated[
         int,
@@ -37,9 +41,11 @@ def report(
 ) -> None:
     """Write an HTML report of a run, or of several runs compared."""
     set_verbosity(verbose, quiet)
-    from udaseg.preflight import check_networks, check_runs
+    from udaseg.preflight import check_networks, check_output, check_run_folders
 
-    check_runs(*runs, baseline)
+    if out is not None:
+        check_output(out, ".html", "the report is a page")
+    check_run_folders(*runs, baseline)
     check_networks(device=device, root=root)
     import udaseg
     from udaseg.display.console import print_line

@@ -64,9 +64,6 @@ def select(
     set_verbosity(verbose, quiet)
     from udaseg.preflight import check_networks
 
-    check_networks(*runs, device=device, data=data, root=root)
-    import udaseg
-
     if worth_it:
         if len(runs) > 1:
             raise UsageError("--worth-it compares one run; give the other one with --baseline")
@@ -74,14 +71,18 @@ def select(
             "--worth-it compares two students without target labels",
             {"--every": every, "--oracle": oracle, "--weights": weights != "student"},
         )
+    elif baseline is not None:
+        raise UsageError("--baseline needs --worth-it")
+    check_networks(*runs, baseline, device=device, data=data, root=root)
+    import udaseg
+
+    if worth_it:
         comparing = udaseg.WorthOptions(images=images, device=device, root=root)
         worth = udaseg.worth_it(
             runs[0], baseline=baseline, data=data, split=split, options=comparing
         )
         print_worth(worth, output_format)
         return
-    if baseline is not None:
-        raise UsageError("--baseline needs --worth-it")
     comparison = udaseg.SelectOptions(
         oracle=oracle,
         all_checkpoints=every,

@@ -56,7 +56,7 @@ def _training_command(
         quiet: options.Quiet = False,
     ) -> None:
         # the recipe's schema is not needed for --help
-        from udaseg.preflight import check_data, check_training, newest_unfinished_run
+        from udaseg.preflight import check_data, check_start, check_training, newest_unfinished_run
         from udaseg.recipe.request import Overrides, requested_recipe
 
         set_verbosity(verbose, quiet)
@@ -84,8 +84,14 @@ def _training_command(
             raise UsageError("--time needs --dry-run")
         if resume == NEWEST and not resume.exists():
             resume = newest_unfinished_run(Path("runs"))
+        several = None
+        if seeds is not None:
+            if seed is not None or any(word.startswith("seed=") for word in words or []):
+                raise UsageError("--seeds cannot be combined with --seed or seed=N")
+            several = options.parse_seeds(seeds)
         if not dry_run:  # the choice of a recipe for own data asks torch for a GPU
             check_data(target, sources=source or (), root=root)
+            check_start(None if several else out, init, overwrite=overwrite)
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         options.refuse_idle_base(has_adapters=recipe.model.adapters is not None)
         if not dry_run:
@@ -93,7 +99,7 @@ def _training_command(
                 recipe,
                 root=root,
                 out=out,
-                several=seeds is not None,
+                several=several is not None,
                 resume=resume,
                 init=init,
                 overwrite=overwrite,
@@ -114,10 +120,7 @@ def _training_command(
             on_finish=print_run,
             timed=timed,
         )
-        if seeds is not None:
-            if seed is not None or any(word.startswith("seed=") for word in words or []):
-                raise UsageError("--seeds cannot be combined with --seed or seed=N")
-            several = options.parse_seeds(seeds)
+        if several is not None:
             runs = udaseg.run_seeds(several, recipe=recipe, out=out, options=train_options)
             if not dry_run:
                 print_seeds(runs)

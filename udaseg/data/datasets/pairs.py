@@ -292,7 +292,8 @@ class _Pairing:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            message = f"split list {path} cannot be read: {error}"
+            reason = error.strerror if isinstance(error, OSError) else error
+            message = f"split list {rule} cannot be read, beside the YAML or at {path}: {reason}"
             raise DataError(f"{self.declaration.path}: {message}") from error
         by_name = _pairs_by_name(pairs, self.folder)
         # their missing labels are listed already

@@ -220,7 +220,8 @@ def add_pairing_findings(
                 or declaration.without_endings(path.stem) in covered
             ):
                 continue
-            findings.add(code, role, path, "" if is_unmatched else note)
+            # of an unmatched file, the glob is clear; why its partner is not read may follow it
+            findings.add(code, role, path, note.partition("; ")[2] if is_unmatched else note)
         for code, path, note in (*pairs.known, *pairs.excluded):
             findings.add(code, role, path, note)
         code = "missing-split" if declaration.root is None else "empty-split"

@@ -1,9 +1,11 @@
 """`udaseg init`: a dataset YAML for the images and labels of folders."""
 
+import contextlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from udaseg.data.datasets.declaration import read_declaration
 from udaseg.data.datasets.pairs import find_pairs
 from udaseg.data.files.find import find_files
 from udaseg.data.files.folders import find_images
+from udaseg.data.files.images import IMAGE_SUFFIXES, image_size
 from udaseg.data.labels.formats import object_format
 from udaseg.data.labels.objects.drawing import BACKGROUND
 from udaseg.data.labels.objects.shared import forget_shared
@@ -29,6 +32,8 @@ from udaseg.data.prepare.label_guess import (
 from udaseg.errors import DataError, UsageError
 from udaseg.files import write_text
 from udaseg.text import count_text, percent
+
+log = logging.getLogger(__name__)
 
 _PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9 _./*-]*")
 _WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
@@ -175,6 +180,31 @@ def _text(value: str) -> str:
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
+def _warn_of_sizes(pairs: Mapping[Path, Path]) -> None:
+    """Warn if the first image and its label image differ in size, however they are turned."""
+    image, label = next(iter(pairs.items()))
+    if label.suffix.lower() not in IMAGE_SUFFIXES:
+        return
+    with contextlib.suppress(DataError):  # `prepare` names each file that cannot be read
+        sizes = [image_size(path) for path in (image, label)]
+        if sorted(sizes[0]) != sorted(sizes[1]):
+            (height, width), (label_height, label_width) = sizes
+            log.warning(
+                "%s has %dx%d pixels, and its label %s has %dx%d; `udaseg prepare` leaves such "
+                "images out, or resizes the labels with --on-mismatch resize",
+                image,
+                width,
+                height,
+                label,
+                label_width,
+                label_height,
+            )
+
+
+def _is_lossy(path: Path) -> bool:
+    return path.suffix.lower() in _LOSSY
+
+
 class _LabelGuess:
     """What the labels in a folder, or in one file, seem to be."""
 
@@ -192,14 +222,20 @@ class _LabelGuess:
         own = {path.resolve() for path in pictures}
         labels = [path for path in self.files if path.resolve() not in own]
         if not labels:  # images and labels are in one folder
-            labels = [path for path in self.files if path.suffix.lower() not in _LOSSY]
-            pictures = [path for path in pictures if path.suffix.lower() in _LOSSY]
+            labels = [path for path in self.files if not _is_lossy(path)]
+            pictures = [path for path in pictures if _is_lossy(path)]
             if not labels or not pictures:
                 raise DataError(f"{place}: move labels to a folder without images")
+        if all(_is_lossy(path) for path in labels) and not any(map(_is_lossy, pictures)):
+            raise DataError(
+                f"{place}: these are JPEG images, which no labels are, and the images are none; "
+                "are IMAGES and LABELS swapped?"
+            )
         self.group = group_labels(pictures, labels)
         if self.group is not None:
             self.files = list(self.group.paths.values())
             self.content = sample_content(self.group.paths)
+            _warn_of_sizes(self.group.paths)
         elif len(labels) <= len(_SPLITS) and is_document(labels[0]):
             self.files, self.content = [labels[0]], sample_shared(labels[0])
         else:
