@@ -131,9 +131,10 @@ def measured_bombs(folder):
     paths = [files.put(folder / name, data) for name, data in bombs().items()]
     return measured(
         paths,
-        "convert_pair(Pair('x', path, None), 'train', None, path.parent, None, 'exclude').problem"
-        " or 1 / 0",
-        imports="from udaseg.data.datasets.pairs import Pair\n"
+        "convert_pair(Pair('x', path, None), 'train', SimpleNamespace(bands=None), path.parent, "
+        "None, 'exclude').problem or 1 / 0",
+        imports="from types import SimpleNamespace\n"
+        "from udaseg.data.datasets.pairs import Pair\n"
         "from udaseg.data.prepare.convert import convert_pair",
         warm="from PIL import Image; Image.init()",
     )
