@@ -72,8 +72,8 @@ def refuse_without_checkpoint(path: Path) -> None:
 
 
 def _may_be_checkpoint(path: Path) -> bool:
-    """Return whether a file begins as `torch.save` writes it, or has a manifest to check it by."""
-    if path.with_suffix(".json").is_file():
+    """Return whether a file begins as `torch.save` writes it, or loading it says more."""
+    if path.suffix == ".safetensors" or path.with_suffix(".json").is_file():
         return True
     with path.open("rb") as file:
         return file.read(2).startswith((b"PK", b"\x80"))
