@@ -107,6 +107,7 @@ def test_a_stage_whose_start_is_gone_is_refused_with_what_to_do(root, whole, tmp
     assert "warm_up is missing" in output.stderr
 
 
+@pytest.mark.slow
 def test_poisoned_target_labels_leave_all_stages_bit_identical(whole, tmp_path):
     mine = toy_root(tmp_path / "data")
     rng = np.random.default_rng(0)

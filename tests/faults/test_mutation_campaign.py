@@ -9,7 +9,7 @@ from tests.support.mutated_commands import COMMANDS, Place, campaign, without_ex
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SEED, MANY, FEW = 0, 300, 20
 FIVE = {"grid", "features", "import", "sweep", "table"}
-FAST = ("eval", "info", "predict", "prepare")
+FAST = ("eval", "predict")
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def test_the_door_has_the_names_it_says_and_no_others():
         _ = udaseg.models.Segmentor
 
 
+@pytest.mark.slow
 def test_networks_are_imported_without_torchvision_and_timm():
     code = (
         "import sys, udaseg.models; assert 'torch' not in sys.modules; "

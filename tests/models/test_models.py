@@ -62,6 +62,7 @@ def test_dilation_changes_strides_and_not_weights():
     assert rates == {(1, 1), (2, 2), (4, 4)}
 
 
+@pytest.mark.slow
 def test_published_input_gives_the_published_grid_of_unit_vectors():
     """512x512 at output stride 8: a 64x64 grid; ResNet-18 stands in for ResNet-101."""
     body = build_backbone("resnet18", output_stride=8, weights="random")
