@@ -5,12 +5,12 @@ The functions that do the work check the same again; these come first where a us
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from udaseg.errors import CheckpointError, UsageError
 from udaseg.files import refuse_output
-from udaseg.recipe.choices import CONVENTIONS, DEVICE, DEVICES, PROTOCOLS
+from udaseg.recipe.choices import DEVICE, DEVICES
 from udaseg.recipe.load import expand_path, load
 from udaseg.recipe.loggers import chosen_loggers
 from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
@@ -36,9 +36,7 @@ def check_runs(*runs: Path | None) -> None:
     Raises:
         CheckpointError: There is nothing of that name.
     """
-    for run in runs:
-        if run is not None:
-            refuse_missing_run(run)
+    _refuse_each(refuse_missing_run, runs)
 
 
 def check_run_folders(*runs: Path | None) -> None:
@@ -47,9 +45,7 @@ def check_run_folders(*runs: Path | None) -> None:
     Raises:
         CheckpointError: There is no such run folder.
     """
-    for run in runs:
-        if run is not None:
-            refuse_no_run_folder(run)
+    _refuse_each(refuse_no_run_folder, runs)
 
 
 def check_run_groups(*folders: Path | None) -> None:
@@ -58,9 +54,13 @@ def check_run_groups(*folders: Path | None) -> None:
     Raises:
         CheckpointError: There is no such folder.
     """
-    for folder in folders:
-        if folder is not None:
-            refuse_without_runs(folder)
+    _refuse_each(refuse_without_runs, folders)
+
+
+def _refuse_each(refuse: Callable[[Path], None], paths: Iterable[Path | None]) -> None:
+    for path in paths:
+        if path is not None:
+            refuse(path)
 
 
 def check_networks(
@@ -81,9 +81,7 @@ def check_networks(
     """
     if not DEVICE.fullmatch(device):
         raise UsageError(f"--device must be {DEVICES}, got {shortened(device)}")
-    for run in runs:
-        if run is not None:
-            refuse_without_checkpoint(run)
+    _refuse_each(refuse_without_checkpoint, runs)
     check_data(data, root=root)
 
 
@@ -117,18 +115,6 @@ def check_data(*names: str | None, sources: Sequence[str] = (), root: Path) -> N
 
         if is_image_folder(name, root=root):
             raise unlabelled_source(name)
-
-
-def check_scoring(protocol: int | None, convention: int | None) -> None:
-    """Refuse a mean, or a convention, that does not exist.
-
-    Raises:
-        UsageError: There is no such protocol or convention.
-    """
-    if protocol not in (None, *PROTOCOLS):
-        raise UsageError(f"--protocol must be 19, 16 or 13, got {protocol}")
-    if convention not in (None, *CONVENTIONS):
-        raise UsageError(f"--convention must be 19 or 16, got {convention}")
 
 
 def check_training(

@@ -98,12 +98,13 @@ def test_ranks_weigh_and_remember_as_one_process():
     one, two = TargetWeights(PER_CLASS, CLASSES), TargetWeights(PER_CLASS, CLASSES)
     for each in (one, two):
         each.update(each.numbers(*_labels_and_confidence(0)))
-    whole, (first, second) = one.numbers(*given), [two.numbers(*half) for half in halves]
+    both = one.numbers(*given)
+    first, second = (two.numbers(*half) for half in halves)
     sums = {name: first[name].double() + second[name].double() for name in first}
     for rank, half in enumerate(halves):
-        expected = one.weight(*given, whole)[rank::2]
+        expected = one.weight(*given, both)[rank::2]
         assert torch.equal(two.weight(*half, sums), expected)
-    one.update(whole)
+    one.update(both)
     two.update(sums)
     assert torch.equal(one.histogram, two.histogram)
 

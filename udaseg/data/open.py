@@ -5,7 +5,7 @@ from pathlib import Path
 
 from udaseg.data.datasets.catalog import builtin_names
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, Sample, read_index
-from udaseg.data.files.folders import find_images, skipped_files
+from udaseg.data.files.folders import files_text, find_images, find_images_and_others
 from udaseg.data.files.held import HeldFile, hold_now
 from udaseg.data.files.images import image_header, image_orientation
 from udaseg.data.files.orientation import turned_size
@@ -39,16 +39,16 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
         if not report.unchanged:
             log.info("prepared %s in %s", data, report.dataset.folder)
         return report.dataset
+    if is_image_folder(data, root=root):
+        return open_image_folder(Path(data))
     refuse_unknown(data, root=root)
     folder = prepared_folder(data, root)
     if folder is not None:
         return read_index(folder)
-    if data in TOYLAND:
-        if not (root / "toyland").is_dir():
-            log.info("rendering toyland in %s", root / "toyland")
-            make_toyland(root)
-        return prepare_with_last_options(data, root=root).dataset
-    return open_image_folder(Path(data))
+    if not (root / "toyland").is_dir():
+        log.info("rendering toyland in %s", root / "toyland")
+        make_toyland(root)
+    return prepare_with_last_options(data, root=root).dataset
 
 
 def refuse_unknown(data: str, *, root: Path) -> None:
@@ -84,7 +84,9 @@ def refuse_unknown(data: str, *, root: Path) -> None:
 def is_image_folder(data: str, *, root: Path) -> bool:
     """Return whether `open_dataset` takes `data` for a folder of images without labels."""
     is_name = data in TOYLAND or data.endswith((".yaml", ".yml"))
-    return not is_name and prepared_folder(data, root) is None and Path(data).is_dir()
+    return (
+        data != "" and not is_name and prepared_folder(data, root) is None and Path(data).is_dir()
+    )
 
 
 def hold_files(dataset: PreparedDataset, split: str, *, labelled: bool) -> None:
@@ -120,7 +122,8 @@ def _hold_files(dataset: PreparedDataset, split: str, *, labelled: bool) -> None
 def open_image_folder(folder: Path) -> PreparedDataset:
     """Return all images below a folder, at any depth, as an unlabelled split `train`."""
     samples, bad, reduced = [], [], []
-    for path in find_images(folder):
+    images, others = find_images_and_others(folder)
+    for path in images:
         try:
             header, orientation = image_header(path), image_orientation(path)
         except DataError as error:
@@ -135,8 +138,8 @@ def open_image_folder(folder: Path) -> PreparedDataset:
         raise DataError(
             f"{folder}: {count_text(len(bad), 'image')} cannot be read:\n{format_first(bad)}"
         )
-    if skipped := skipped_files(folder):
-        log.warning("%s: left out %s", folder, skipped)
+    if others:
+        log.warning("%s: left out %s", folder, files_text(others))
     if reduced:
         log.warning("%s read in part, such as %s", count_text(len(reduced), "image"), reduced[0])
     name = folder.resolve().name or "images"

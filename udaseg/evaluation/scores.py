@@ -14,6 +14,7 @@ from udaseg.errors import UsageError
 from udaseg.evaluation import protocols
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.inference.pipeline import RELEASE_SIZE
+from udaseg.recipe.choices import check_scoring
 from udaseg.runs.image_counts import ImageCounts
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size, percent
@@ -40,10 +41,7 @@ class ScoringOptions:
     out: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in (None, *protocols.SUBSETS):
-            raise UsageError(f"--protocol must be 19, 16 or 13, got {self.protocol}")
-        if self.convention not in (None, 19, 16):
-            raise UsageError(f"--convention must be 19 or 16, got {self.convention}")
+        check_scoring(self.protocol, self.convention)
 
 
 PUBLISHED_SCORING = ScoringOptions()

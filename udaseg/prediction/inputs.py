@@ -9,11 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-from udaseg.data.files.headers import HEIC_SUFFIXES
+from udaseg.data.files.folders import suffixes_text
 from udaseg.data.files.images import IMAGE_SUFFIXES
 from udaseg.data.files.video import VIDEO_SUFFIXES
 from udaseg.errors import DataError
-from udaseg.text import most_common_text
 
 log = logging.getLogger(__name__)
 _WILDCARDS = "*?["
@@ -105,11 +104,10 @@ def _images_below(folder: str) -> list[str]:
         log.warning("%s: %d links to folders were not followed", folder, links)
     if others:
         log.warning(
-            "%s: skipped %d files with unsupported extensions: %s%s",
+            "%s: skipped %d files with unsupported extensions: %s",
             folder,
             others.total(),
-            most_common_text(others),
-            " (pip install 'udaseg[heic]' reads HEIC)" if set(others) & set(HEIC_SUFFIXES) else "",
+            suffixes_text(others),
         )
     return images
 

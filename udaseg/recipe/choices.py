@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from udaseg.errors import UsageError
 from udaseg.sizes import ShortSide
 
 Size = tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]]
@@ -24,6 +25,19 @@ DEVICE = re.compile("auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?")
 
 PROTOCOLS, CONVENTIONS = (19, 16, 13), (19, 16)
 """Numbers of classes that a mean can take, and ways to count the classes that SYNTHIA lacks."""
+
+
+def check_scoring(protocol: int | None, convention: int | None) -> None:
+    """Refuse a mean, or a convention, that does not exist; None is the network's own.
+
+    Raises:
+        UsageError: There is no such protocol or convention.
+    """
+    if protocol not in (None, *PROTOCOLS):
+        raise UsageError(f"--protocol must be 19, 16 or 13, got {protocol}")
+    if convention not in (None, *CONVENTIONS):
+        raise UsageError(f"--convention must be 19 or 16, got {convention}")
+
 
 Precision = Literal["fp32", "bf16"]
 """Numeric precision of the network."""

@@ -93,7 +93,8 @@ def evaluate(
     factors = options.parse_scales(scales)
     window_size = options.parse_height_width("--window", window)
     set_verbosity(verbose, quiet)
-    from udaseg.preflight import check_networks, check_scoring
+    from udaseg.preflight import check_networks
+    from udaseg.recipe.choices import check_scoring
 
     check_scoring(protocol, convention)
     for name in data.split(",") if data else [None]:

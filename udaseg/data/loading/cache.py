@@ -207,8 +207,8 @@ def is_up_to_date(
 def stamp_of_image(dataset: PreparedDataset, sample: Sample) -> str:
     """Return a text that changes with the image file, and with how its bits and bands are read."""
     stamp = file_stamp(dataset.image_path(sample))
-    read = (*([dataset.bits] if dataset.bits else []), *([dataset.bands] if dataset.bands else []))
-    return " ".join(map(str, (stamp, *read)))
+    read = [str(each) for each in (dataset.bits, dataset.bands) if each]
+    return " ".join([stamp, *read])
 
 
 def _file_size(path: Path) -> int:

@@ -20,6 +20,7 @@ from udaseg.errors import DataError
 
 _T = TypeVar("_T")
 MAX_SAMPLE = 50
+_DOCUMENTS = (".json", ".xml")
 _MAX_IDS = 254
 _ENDING = re.compile(r"[_\-. ][A-Za-z][\w\-. ]*$")
 _PREFERRED = ("labeltrainids", "labelids", "mask", "label", "gt", "seg")
@@ -144,7 +145,7 @@ def sample_content(pairs: Mapping[Path, Path]) -> LabelContent:
     """
     chosen = _sampled(list(pairs.items()))
     first = chosen[0][1]
-    if first.suffix.lower() in (".json", ".xml"):
+    if is_document(first):
         label_format = file_format(first)
         found = object_format(label_format or "")
         if label_format is None or found is None:
@@ -202,12 +203,12 @@ def _sample_ids(labels: Sequence[Path]) -> LabelContent:
 
 def is_document(path: Path) -> bool:
     """Return whether a file can have the labels of several images by its suffix."""
-    return path.suffix.lower() in (".json", ".xml")
+    return path.suffix.lower() in _DOCUMENTS
 
 
 def is_label_file(path: Path) -> bool:
     """Return whether a file can be a label by its suffix."""
-    known = {*IMAGE_SUFFIXES, *(label_suffixes("ids") or ()), ".json", ".xml"}
+    known = {*IMAGE_SUFFIXES, *(label_suffixes("ids") or ()), *_DOCUMENTS}
     return path.suffix.lower() in known and path.name not in CLASS_FILES
 
 
