@@ -41,7 +41,7 @@ MAY_KNOW["figures"] = {*MAY_KNOW["selection"], "selection"}
 MAY_KNOW["experiments"] = {*MAY_KNOW["training"], "training"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["experiments"], "experiments", "figures"}
 MAY_KNOW["demo"] = {"errors", "text", "files", "display", "udaseg"}
-MAY_KNOW["preflight"] = {*LEAVES, "recipe", "data", "runs"}
+MAY_KNOW["preflight"] = {*LEAVES, "recipe", "data", "runs", "experiments"}
 MAY_KNOW["cli"] = {"errors", "sizes", "text", "display", "recipe", "preflight", "demo", "udaseg"}
 
 DATA_MAY_KNOW = {

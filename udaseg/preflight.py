@@ -10,22 +10,20 @@ from pathlib import Path
 
 from udaseg.errors import CheckpointError, UsageError
 from udaseg.files import refuse_output
-from udaseg.recipe.choices import DEVICE, DEVICES
 from udaseg.recipe.load import expand_path, load
-from udaseg.recipe.loggers import chosen_loggers
+from udaseg.recipe.requirements import chosen_loggers, refuse_device
 from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
 from udaseg.recipe.stages import adapts, refuse_changed_settings
 from udaseg.runs import folder as run_folders
 from udaseg.runs.base import given_base
 from udaseg.runs.folder import with_located_data
-from udaseg.runs.groups import refuse_without_runs
+from udaseg.runs.groups import SEEDS_FILE, SWEEP_FILE, refuse_other_folder, refuse_without_runs
 from udaseg.runs.manifests import (
     refuse_missing_run,
     refuse_no_run_folder,
     refuse_without_checkpoint,
 )
 from udaseg.runs.records import read_status
-from udaseg.text import shortened
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +62,12 @@ def _refuse_each(refuse: Callable[[Path], None], paths: Iterable[Path | None]) -
 
 
 def check_networks(
-    *runs: Path | None, device: str = "auto", data: str | None = None, root: Path
+    *runs: Path | None,
+    device: str = "auto",
+    data: str | None = None,
+    split: str | None = None,
+    scored: bool = False,
+    root: Path,
 ) -> None:
     """Refuse what a command that runs a network cannot use.
 
@@ -72,17 +75,24 @@ def check_networks(
         runs: Runs or checkpoints; None is left out.
         device: The value of `--device`.
         data: The data set that is named, if any.
+        split: Its split that is named, if any.
+        scored: Whether predictions are compared with its labels.
         root: Folder of the prepared data sets.
 
     Raises:
         CheckpointError: There is no such run, or it has no checkpoint.
-        DataError: There is no such data set.
+        DataError: There is no such data set or split, or it has no labels.
         UsageError: There is no such kind of device.
+        EnvironmentFault: The device is a GPU, and there is no driver of one.
     """
-    if not DEVICE.fullmatch(device):
-        raise UsageError(f"--device must be {DEVICES}, got {shortened(device)}")
+    refuse_device(device)
     _refuse_each(refuse_without_checkpoint, runs)
     check_data(data, root=root)
+    if data is not None:
+        # imported here: a wrong word is refused before anything that reads images
+        from udaseg.data.open import refuse_unscorable
+
+        refuse_unscorable(data, split, scored=scored, root=root)
 
 
 def check_output(path: Path, suffix: str, what: str, *, overwrite: bool = True) -> None:
@@ -149,10 +159,13 @@ def check_training(
         _check_resume(recipe, resume)
     else:
         folder = out or run_folders.default_run_folder(recipe)
+        if several:
+            refuse_other_folder(folder, SEEDS_FILE)
         check_start(None if several else folder, init, overwrite=overwrite)
         if init is None:
             _check_weights(recipe)
     chosen_loggers(recipe.machine)
+    refuse_device(recipe.machine.device)
     located = recipe if resume is None else with_located_data(recipe, resume)
     check_data(*_other_data(located), sources=located.source.sets, root=root)
 
@@ -173,6 +186,30 @@ def check_start(out: Path | None, init: Path | None, *, overwrite: bool) -> None
         run_folders.refuse_existing_run(out, overwrite=overwrite)
     if init is not None:
         refuse_without_checkpoint(init)
+
+
+def check_sweep(
+    recipes: Sequence[Recipe], words: Sequence[str], each: Sequence[str], out: Path | None
+) -> None:
+    """Refuse a sweep with a wrong setting, or a folder that it must not use.
+
+    Args:
+        recipes: The recipes.
+        words: The swept values, as `KEY=VALUE,VALUE`.
+        each: The changes that are made one at a time.
+        out: Folder of all runs; None takes the default.
+
+    Raises:
+        RecipeError: A combination is wrong.
+        UsageError: A key is given twice, two settings are equal, or the folder has other files.
+    """
+    # imported here: needed by this command alone
+    from udaseg.experiments.settings import settings_of, split_values
+
+    named = [(recipe, Path(recipe.name)) for recipe in recipes]
+    settings_of(named, split_values(words), split_values(each))
+    if out is not None:
+        refuse_other_folder(out, SWEEP_FILE)
 
 
 def newest_unfinished_run(folder: Path) -> Path:

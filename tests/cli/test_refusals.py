@@ -12,6 +12,7 @@ import pytest
 import udaseg
 from tests.support import files
 from udaseg.cli.main import main
+from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, index_document
 from udaseg.recipe.library import recipes_folder
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe
@@ -113,6 +114,23 @@ REFUSED = [
     (["adapt", "--resume", "nope"], 3, "nope: not a run folder"),
     (["adapt", "--resume", "run", "--steps", "3"], 2, "steps was 500 and is now 3"),
     (["sweep", "toyland/rccr", "--init", "nope"], 3, "nope: no such run or checkpoint"),
+    (["sweep", "toyland/rccr", "optimizer.lr=fast,1"], 2, "must be a number, got fast"),
+    (["sweep", "toyland/rccr", "-o", "photos"], 2, "photos: holds other files, such as 0.png"),
+    (["adapt", *TOY, "--seeds", "0,1", "-o", "photos"], 2, "photos: holds other files"),
+    (["adapt", *OWN, "model.weights=nope.pth"], 3, "nope.pth: no such weights file"),
+    (["adapt", *OWN, "--device", "cuda"], 5, "cuda is not available: no driver of a GPU"),
+    (["adapt", "part.yaml"], 2, "has no name, seed, target, validation, model, optimizer, batch;"),
+    (["adapt", *OWN, "--target", "run"], 3, "run: is a run, not a folder of images"),
+    (["doctor", "run"], 3, "run: is a run, not a folder of images"),
+    (["predict", "run", "--model", "run"], 3, "run: is a run, not a folder of images"),
+    (["predict", "--source", "photos"], 2, "no option --source; did you mean IMAGES?"),
+    (["predict", "photos", "--weights", "run"], 2, "'better'; did you mean --checkpoint?"),
+    (["eval", "run", "--device", "cuda:0"], 5, "cuda:0 is not available: no driver of a GPU"),
+    (["eval", "run", "--data", "photos"], 3, "photos: has no labels, so it cannot be used for"),
+    (["eval", "run", "--data", "plain"], 3, "plain: has no labels, so it cannot be used for"),
+    (["features", "run", "--data", "plain", "--split", "x"], 3, "no split 'x'; it has train"),
+    (["select", "run", "--data", "plain", "--oracle"], 3, "plain: has no labels, so it cannot"),
+    (["select", "first"], 3, "first: no such run or checkpoint; did you mean runs/first?"),
     (["doctor", "nope"], 3, "nope: no prepared dataset"),
     (["prepare", "photos"], 3, "photos: is a folder; name a built-in data set, with --root"),
     (["prepare", "GTA"], 3, "did you mean 'gta5'?"),
@@ -123,6 +141,8 @@ import contextlib, io, json, sys
 for name in ("torch", "torchvision", "timm"):
     sys.modules[name] = None
 from udaseg.cli.main import main
+from udaseg.recipe import requirements
+requirements._DRIVERS, requirements._AMD_DEVICE = (), requirements.Path("nowhere")
 results = []
 for words in json.loads(sys.argv[1]):
     stderr = io.StringIO()
@@ -145,6 +165,12 @@ def refusals(tmp_path_factory):
     (home / "run/checkpoints").mkdir(parents=True)
     (home / "run/checkpoints/step-000001.json").touch()
     recipe = load(recipes_folder() / "toyland/rccr.yaml", overrides=["target.data=photos"])
+    files.put(home / "runs/first/recipe.yaml", b"")
+    (home / "part.yaml").write_text("steps: 100\nsource: {data: city}\nmethod: {kind: dacs}\n")
+    plain = PreparedDataset(
+        "plain", home / "data/prepared/plain", home, None, {"train": ()}, bits=0
+    )
+    files.put(plain.folder / INDEX_NAME, json.dumps(index_document(plain)).encode())
     (home / "done.onnx").touch()
     (home / "run/recipe.yaml").write_text(dump(recipe))
     files.put(home / "done/ids/0.png", files.gray_png(np.zeros((32, 32), int)))

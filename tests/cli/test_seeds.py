@@ -156,7 +156,7 @@ def test_several_processes_and_the_folder_of_one_run_are_refused(
     root, three, tmp_path, monkeypatch
 ):
     into = udaseg(*words(root, three[0] / "s0", "--seeds", "0,1"), cwd=tmp_path, expect=2)
-    assert "is a run of a single seed" in into.stderr
+    assert "holds a run, or several of another kind" in into.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
     many = udaseg(*words(root, tmp_path / "x", "--seeds", "0,1"), cwd=tmp_path, expect=2)
     assert "torchrun once for each" in many.stderr

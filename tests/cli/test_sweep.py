@@ -184,7 +184,7 @@ def test_sweeps_that_make_no_sense_are_refused_before_any_run(root, tmp_path, mo
 def test_the_folder_of_other_runs_is_refused(root, swept, tmp_path):
     out = swept[0] / "lr=1e-3"
     output = udaseg(*words(root, out, "toyland/source_only", LR), cwd=tmp_path, expect=2)
-    assert "is a run or a folder of seeds; use another --out for a sweep" in output.stderr
+    assert "holds a run, or several of another kind; use another --out" in output.stderr
 
 
 def test_every_sweep_of_the_page_is_one_that_the_command_accepts(tmp_path, monkeypatch):

@@ -239,6 +239,7 @@ def test_data_of_the_user_take_a_network_that_suits_the_machine(
     backbone: str,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("udaseg.recipe.request.may_have_gpu", lambda: True)
     with caplog.at_level("INFO", "udaseg"):
         recipe, path = requested_recipe([], Overrides(**OWN, **options), "rccr", method)
     assert str(path).endswith(file)

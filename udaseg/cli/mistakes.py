@@ -1,6 +1,7 @@
 """Messages about words that the command line cannot parse, with the word that was meant."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from udaseg.text import did_you_mean, shortened
@@ -32,6 +33,7 @@ _FOREIGN = {
     "--dataset-path": ("--root",),
     "--data-dir": ("--root",),
     "--input": ("IMAGES",),
+    "--source": ("IMAGES",),
     "--images": ("IMAGES",),
     "--name": ("--out",),
     "--project": ("--out",),
@@ -102,7 +104,9 @@ def _wrong_value(error: Any) -> str | None:
     first = read()[0]
     context = first.get("ctx", {})
     if "error" in context:  # a word that is none of the choices
-        return f"{' / '.join(error.param.opts)}: {context['error']}".rstrip(".")
+        wrong = f"{' / '.join(error.param.opts)}: {context['error']}".rstrip(".")
+        is_run = "--weights" in error.param.opts and Path(str(first["input"])).exists()
+        return f"{wrong}; did you mean --checkpoint?" if is_run else wrong
     must = _MUST.get(first["type"])
     if must is None:
         return None

@@ -81,6 +81,26 @@ def refuse_unknown(data: str, *, root: Path) -> None:
     )
 
 
+def refuse_unscorable(data: str, split: str | None, *, scored: bool, root: Path) -> None:
+    """Refuse a split that a prepared set lacks, and, if it is scored, a set without labels.
+
+    Args:
+        data: A data set that `refuse_unknown` accepts; one that is not prepared yet passes.
+        split: The split that is named, if any.
+        scored: Whether predictions are compared with its labels.
+        root: The folder of data and prepared datasets.
+
+    Raises:
+        DataError: There is no such split, or there are no labels.
+    """
+    folder = prepared_folder(data, root)
+    dataset = None if folder is None else read_index(folder)
+    if dataset is not None and split is not None:
+        dataset.split(split)
+    if scored and (is_image_folder(data, root=root) or (dataset and dataset.classes is None)):
+        raise DataError(f"{data}: has no labels, so it cannot be used for scoring")
+
+
 def is_image_folder(data: str, *, root: Path) -> bool:
     """Return whether `open_dataset` takes `data` for a folder of images without labels."""
     is_name = data in TOYLAND or data.endswith((".yaml", ".yml"))

@@ -13,7 +13,7 @@ from udaseg.files import read_json, write_json
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import START_FILE, default_run_folder
-from udaseg.runs.groups import SEEDS_FILE
+from udaseg.runs.groups import SEEDS_FILE, refuse_other_folder
 from udaseg.runs.manifests import digest_of_newest
 from udaseg.runs.records import Start
 from udaseg.runs.run import Run
@@ -159,8 +159,7 @@ def run_seeds(
     changes = everyday_options(source, target, steps, network=network)
     chosen, path = read_recipe(recipe, changes, overrides, options)
     folder = Path(out or default_run_folder(chosen, "seeds"))
-    if (folder / "recipe.yaml").is_file():
-        raise UsageError(f"{folder}: is a run of a single seed; use another --out for --seeds")
+    refuse_other_folder(folder, SEEDS_FILE)
     command = options.command or ["udaseg.run_seeds"]
     options = replace(options, recipe_path=path, command=command)
     if options.dry_run:

@@ -17,7 +17,7 @@ from udaseg.experiments.table import RunTable
 from udaseg.files import write_json, write_text
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import default_run_folder
-from udaseg.runs.groups import SEEDS_FILE, SWEEP_FILE
+from udaseg.runs.groups import SWEEP_FILE, refuse_other_folder
 from udaseg.text import count_text
 from udaseg.training.train import StrPath, TrainOptions, everyday_options, read_recipe
 
@@ -133,12 +133,11 @@ def sweep(
 
 
 def _folder(recipe: Recipe | None, out: StrPath | None) -> Path:
-    """Return the folder of a sweep of this recipe, or of several; that of a run is refused."""
+    """Return the folder of a sweep of this recipe, or of several."""
     folder = Path("runs/sweep") if out is None else Path(out)
     if out is None and recipe is not None:
         folder = default_run_folder(recipe, "sweep")
-    if any((folder / name).is_file() for name in ("recipe.yaml", SEEDS_FILE)):
-        raise UsageError(f"{folder}: is a run or a folder of seeds; use another --out for a sweep")
+    refuse_other_folder(folder, SWEEP_FILE)
     return folder
 
 

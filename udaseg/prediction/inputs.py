@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-from udaseg.data.files.folders import suffixes_text
+from udaseg.data.files.folders import refuse_run, suffixes_text
 from udaseg.data.files.images import IMAGE_SUFFIXES
 from udaseg.data.files.video import VIDEO_SUFFIXES
 from udaseg.errors import DataError
@@ -75,6 +75,7 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
         for match in matches:
             path = os.path.abspath(match)  # does not resolve links
             if Path(path).is_dir():
+                refuse_run(Path(path))
                 folders.append(Path(path))
                 images |= dict.fromkeys(sorted(_images_below(path), key=sort_key))
             else:

@@ -21,6 +21,7 @@ from udaseg.recipe.library import (
     recipe_of_method,
 )
 from udaseg.recipe.load import dump, load, sets_key
+from udaseg.recipe.requirements import may_have_gpu
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import adapts, numeric_settings
 from udaseg.text import shortened
@@ -204,9 +205,7 @@ def _suited(
     choices = {has_gpu: _own_recipe(path, has_gpu) for has_gpu in (False, True)}
     if device == "auto":
         _refuse_for_all(list(choices.values()), overrides)
-        import torch  # the one thing here that needs it
-
-        has_gpu = torch.cuda.is_available()
+        has_gpu = may_have_gpu() and _torch_finds_gpu()
     else:
         has_gpu = device.startswith("cuda")
     path, network = choices[has_gpu]
@@ -220,6 +219,12 @@ def _suited(
         "a GPU" if has_gpu else "a CPU",
     )
     return path, replace(options, network=network), overrides
+
+
+def _torch_finds_gpu() -> bool:
+    import torch  # the one thing here that needs it
+
+    return torch.cuda.is_available()
 
 
 def _own_recipe(path: Path, has_gpu: bool) -> tuple[Path, str | None]:

@@ -1,14 +1,16 @@
 """Folders of several runs: of the seeds of a recipe, and of the settings of a sweep."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required
 
 from typing_extensions import TypedDict
 
-from udaseg.errors import CheckpointError
+from udaseg.errors import CheckpointError, UsageError
 from udaseg.files import read_json
 from udaseg.runs.manifests import refuse_missing_run, runs_in
+from udaseg.text import shortened
 
 SEEDS_FILE = "seeds.json"
 SWEEP_FILE = "sweep.json"
@@ -66,6 +68,31 @@ def refuse_without_runs(path: Path) -> None:
     if not any(group.runs for group in run_groups(path)):
         raise CheckpointError(
             f"{path}: is not a run folder, nor one of seeds or of a sweep{runs_in(path)}"
+        )
+
+
+def refuse_other_folder(folder: Path, record: str) -> None:
+    """Refuse a folder for several runs that holds other files than theirs.
+
+    Args:
+        folder: The folder.
+        record: `SEEDS_FILE` or `SWEEP_FILE`, which the folder of the runs gets.
+
+    Raises:
+        UsageError: It holds other files, or is one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; choose another --out")
+    names = sorted(path.name for path in folder.glob("*"))
+    if record in names:
+        return
+    if {"recipe.yaml", SEEDS_FILE, SWEEP_FILE}.intersection(names):
+        raise UsageError(f"{folder}: holds a run, or several of another kind; use another --out")
+    others = [name for name in names if not re.fullmatch("s[0-9]+", name)]
+    if others:
+        raise UsageError(
+            f"{folder}: holds other files, such as {shortened(others[0])}, so nothing in it is "
+            "touched; choose another --out"
         )
 
 

@@ -42,7 +42,9 @@ def refuse_missing_run(path: Path) -> None:
         CheckpointError: There is nothing of that name.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such run or checkpoint")
+        run = Path("runs") / path
+        near = f"; did you mean {run}?" if (run / "recipe.yaml").is_file() else ""
+        raise CheckpointError(f"{path}: no such run or checkpoint{near}")
 
 
 def refuse_no_run_folder(path: Path) -> None:

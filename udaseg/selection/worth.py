@@ -11,6 +11,7 @@ from pathlib import Path
 from udaseg.errors import UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
+from udaseg.recipe.stages import adapts
 from udaseg.runs.best import warm_up_folder
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.leftovers import writing_in_run
@@ -69,7 +70,8 @@ def worth_it(
         there is nothing to compare with.
 
     Raises:
-        UsageError: The networks differ in their classes, or the baseline is the run itself.
+        UsageError: The networks differ in their classes, the baseline is the run itself, or the run
+            did not adapt.
         CheckpointError: There is no such network.
         NotFiniteError: The outputs of a network are NaN or infinite.
         DataError: The images cannot be read.
@@ -84,6 +86,10 @@ def worth_it(
     folder = run_folder_of(adapted.checkpoint)
     other = warm_up_folder(folder) if baseline is None else Path(baseline)
     if baseline is None and not other.is_dir():
+        if not adapts(adapted.recipe):
+            raise UsageError(
+                f"{folder}: was trained on the source alone, so there is no adaptation to judge"
+            )
         return unknown_worth(folder)
     if other.is_dir() and other.resolve() == folder.resolve():
         raise UsageError(f"{other}: is the run itself; name another one as the baseline")

@@ -19,7 +19,6 @@ from udaseg.failures import process_group
 from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.library import find_network
 from udaseg.recipe.load import from_dict, load, to_dict
-from udaseg.recipe.loggers import chosen_loggers
 from udaseg.recipe.request import (
     Overrides,
     changed_recipe,
@@ -27,6 +26,7 @@ from udaseg.recipe.request import (
     override_words,
     requested_recipe,
 )
+from udaseg.recipe.requirements import chosen_loggers
 from udaseg.recipe.schema import NAMED_WEIGHTS, Domain, Recipe
 from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs import folder as folder_module

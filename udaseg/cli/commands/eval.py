@@ -98,7 +98,7 @@ def evaluate(
 
     check_scoring(protocol, convention)
     for name in data.split(",") if data else [None]:
-        check_networks(run, device=device, data=name, root=root)
+        check_networks(run, device=device, data=name, split=split, scored=submit is None, root=root)
     import udaseg
     from udaseg.cli.printing.scores import print_matrix, print_scores, print_submission
 

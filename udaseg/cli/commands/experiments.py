@@ -61,7 +61,7 @@ def sweep(
 ) -> None:
     """Train every combination of values with several seeds, and compare the scores."""
     # the recipe's schema is not needed for --help
-    from udaseg.preflight import check_data, check_networks
+    from udaseg.preflight import check_data, check_networks, check_sweep
     from udaseg.recipe.library import list_methods
     from udaseg.recipe.request import Overrides, requested_recipe
 
@@ -95,6 +95,7 @@ def sweep(
     given = any(recipe.model.adapters is not None for recipe in recipes)
     options.refuse_idle_base(has_adapters=varied or given)
     check_networks(init, root=root)
+    check_sweep(recipes, swept, each or [], out)
     import udaseg
     from udaseg.cli.printing.experiments import print_settings, print_sweep
 

@@ -42,7 +42,7 @@ def features(
     set_verbosity(verbose, quiet)
     from udaseg.preflight import check_networks
 
-    check_networks(run, device=device, data=data, root=root)
+    check_networks(run, device=device, data=data, split=split, root=root)
     import udaseg
     from udaseg.cli.printing.features import print_features
     from udaseg.display.console import print_json

@@ -62,7 +62,7 @@ def grid(
     named = titles.split(",") if titles else None
     if named is not None and len(named) != len(runs):
         raise UsageError(f"{len(runs)} runs need as many titles, got {len(named)}")
-    check_networks(*runs, device=device, data=data, root=root)
+    check_networks(*runs, device=device, data=data, split=split, root=root)
     import udaseg
     from udaseg.display.console import print_line
 

@@ -73,7 +73,7 @@ def select(
         )
     elif baseline is not None:
         raise UsageError("--baseline needs --worth-it")
-    check_networks(*runs, baseline, device=device, data=data, root=root)
+    check_networks(*runs, baseline, device=device, data=data, split=split, scored=oracle, root=root)
     import udaseg
 
     if worth_it:

@@ -20,10 +20,11 @@ def find_images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return all images below a folder, at any depth, of which there must be some, and other files.
 
     Raises:
-        DataError: It is a file, or has no images; the message says what it has instead.
+        DataError: It is a file or a run, or has no images; the message says what it has instead.
     """
     if folder.is_file():
         raise DataError(f"{folder}: is a file; name a folder of images")
+    refuse_run(folder)
     images, others = list[Path](), list[Path]()
     for path in find_files(folder, "**/*"):
         (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
@@ -31,6 +32,16 @@ def find_images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
         instead = f"; it has {files_text(others)}" if others else ""
         raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)}){instead}")
     return images, others
+
+
+def refuse_run(folder: Path) -> None:
+    """Refuse the folder of a run, whose pictures nobody means.
+
+    Raises:
+        DataError: The folder is one.
+    """
+    if (folder / "recipe.yaml").is_file():
+        raise DataError(f"{folder}: is a run, not a folder of images")
 
 
 def files_text(files: Sequence[Path]) -> str:

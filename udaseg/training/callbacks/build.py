@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from udaseg.recipe.choices import Logger
-from udaseg.recipe.loggers import chosen_loggers
+from udaseg.recipe.requirements import chosen_loggers
 from udaseg.training.callbacks.callback import Callback
 from udaseg.training.callbacks.checkpoints import Checkpoints
 from udaseg.training.callbacks.collapse import CollapseWatch, StopOnCollapse
