@@ -15,6 +15,7 @@ from tests.support.loading import replace_load
 from tests.support.predicting import ids_of
 from tests.support.toy import TINY
 from udaseg.data.datasets.index import read_index
+from udaseg.data.loading.cache import open_cache
 from udaseg.data.open import open_dataset
 from udaseg.errors import DataError
 from udaseg.inference.run_data import open_run_data
@@ -116,6 +117,37 @@ def test_a_damaged_file_is_named(fields, tmp_path):
     path.write_bytes(path.read_bytes()[:-900])
     _, err = udaseg("prepare", fields, cwd=tmp_path, expect=3)
     assert "1.tif" in err
+
+
+def test_doctor_looks_at_the_bands_that_are_read(fields, tmp_path):
+    write_tiff(tmp_path / "images/3.tif", random_labels(64, 64, seed=0))  # differs in noise alone
+    described = json.loads(udaseg("doctor", fields, "--json", cwd=tmp_path).stdout)
+    udaseg("prepare", fields, cwd=tmp_path)
+    prepared = json.loads(udaseg("doctor", "fields", "--json", cwd=tmp_path).stdout)
+    for found in (described, prepared):
+        assert found["ok"]
+        assert found["counts"]["error"] == 0
+        codes = {each["code"] for each in found["findings"]}
+        assert "duplicate" in " ".join(codes), codes
+    fields.write_text(YAML.replace("[3, 0, 4]", "[3, 0, 5]"))
+    out, err = udaseg("doctor", fields, cwd=tmp_path, expect=3)
+    assert "has 5 bands, from 0 to 4, but `bands` names 5" in out + err
+
+
+def test_a_cache_holds_the_bands_of_the_yaml(fields, tmp_path):
+    udaseg("prepare", fields, "--cache", "32x32", cwd=tmp_path)
+    dataset = open_dataset("fields", root=tmp_path / "data")
+    cache = open_cache(dataset, "train", (32, 32), labelled=True)
+    fields.write_text(YAML.replace("[3, 0, 4]", "[4, 0, 3]"))
+    assert cache is not None
+    image = cache.load_image(dataset.split("train")[0])
+    udaseg("prepare", fields, cwd=tmp_path)
+    turned = open_dataset("fields", root=tmp_path / "data")
+    assert open_cache(turned, "train", (32, 32), labelled=True) is None
+    udaseg("prepare", fields, "--cache", "32x32", cwd=tmp_path)
+    cache = open_cache(turned, "train", (32, 32), labelled=True)
+    assert cache is not None
+    assert (cache.load_image(turned.split("train")[0]) == image[..., ::-1]).all()
 
 
 @pytest.mark.slow

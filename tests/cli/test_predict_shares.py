@@ -9,6 +9,7 @@ import pytest
 from tests.cli.running import udaseg
 from tests.make_fixtures import unpack_run
 from tests.support.colors import COLORS, loaded_colors, random_labels
+from tests.support.films import write_film
 from tests.support.predicting import digests, predict, write_image
 from tests.support.torchrun import torchrun
 from udaseg.cli.main import main
@@ -127,6 +128,19 @@ def test_two_processes_predict_and_resume_as_one(trained):
     out, _ = torchrun(*words, "--out", "two", "--resume", cwd=trained, expect=1)
     assert "3 images predicted, 5 kept from an earlier run" in out
     assert contents(trained / "one") == contents(trained / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_share_videos_and_images(trained):
+    for number in range(3):
+        write_film(trained / f"films/{number}.avi", 3, seed=number)
+    write_image(trained / "films/still.png", random_labels(32, 48))
+    words = ("predict", "films", "--checkpoint", "run", "--video", "frames", "--save", "color,ids")
+    one = udaseg(*words, "--out", "films1", cwd=trained)
+    out, _ = torchrun(*words, "--out", "films2", cwd=trained)
+    assert "3 videos of 9 frames" in out
+    assert out == one.stdout.replace("films1/", "films2/")
+    assert contents(trained / "films1") == contents(trained / "films2")
 
 
 EVAL = ("eval", "run", "--data", "toyland", "--split", "train", "--format", "json")
