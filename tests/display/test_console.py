@@ -1,6 +1,9 @@
 """Names of files, classes and runs reach a terminal escaped, and keep tables aligned."""
 
+import re
+
 import pytest
+from rich.console import Console
 from rich.table import Table
 
 from udaseg.display.console import open_console, safe_text, show_table
@@ -40,3 +43,13 @@ def test_a_table_in_a_pipe_is_neither_wrapped_nor_cut(capsys):
     assert printed[0] == title.rstrip()
     assert printed[-1] == f"note {title}".rstrip()
     assert sum(long in line for line in printed) == 1
+
+
+def test_a_table_in_a_narrow_terminal_is_folded_not_cut(capsys, monkeypatch):
+    monkeypatch.setattr("udaseg.display.console.open_console", lambda: Console(width=20))
+    table = Table("name", "what")
+    table.add_row(safe_text("sum"), safe_text("0123456789abcdef" * 2))
+    show_table(table)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "".join(re.findall("[0-9a-f]{4,}", printed)) == "0123456789abcdef" * 2

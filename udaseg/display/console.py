@@ -25,8 +25,10 @@ def open_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
 
 
 def show_table(table: Table) -> None:
-    """Print a table on stdout; title and caption may be longer than its lines."""
+    """Print a table on stdout, with nothing cut; title and caption may be longer than its lines."""
     console = open_console()
+    for column in table.columns:
+        column.overflow = "fold"
     title, caption, table.title, table.caption = table.title, table.caption, None, None
     for part in (title, table, caption):
         if part:

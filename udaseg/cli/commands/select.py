@@ -125,7 +125,7 @@ def _print_selection(selection: "Selection") -> None:
 def _candidate_table(selection: "Selection") -> Table:
     """Return the table of criteria, without those that no candidate has."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    table.add_column("candidate", overflow="fold")
+    table.add_column("candidate")
     for criterion in selection.criteria:
         arrow = "↑" if criterion.better == "higher" else "↓"
         table.add_column(f"{criterion.name} {arrow}", justify="right")

@@ -53,7 +53,7 @@ def _score_table(table: "RunTable") -> Table:
     shown = Table(title="IoU %", title_justify="left")
     shown.add_column("class")
     for method in table.methods:
-        shown.add_column(safe_text(method.name), justify="right", overflow="fold")
+        shown.add_column(safe_text(method.name), justify="right")
     means = {name for method in table.methods for name in method.means}
     for name in table.score_names:
         cells = (" ± ".join(filter(None, table.texts(each, name, 2))) for each in table.methods)
@@ -65,7 +65,7 @@ def _difference_table(table: "RunTable") -> Table:
     """Return a row for each method but the baseline, and a column for each mean."""
     title = f"points above {table.baseline}, and their 95 % interval"
     shown = Table(title=safe_text(title), title_justify="left")
-    shown.add_column("method", overflow="fold")
+    shown.add_column("method")
     means = list(table.methods[0].means)
     for name in means:
         shown.add_column(safe_text(name), justify="right")

@@ -67,7 +67,7 @@ def print_prepared(report: "PrepareReport") -> None:
         title += f", {_format_image_count(report.read)} read, the others unchanged"
     table = Table(title=safe_text(title), title_justify="left", show_header=False)
     table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table.add_column()
     for title, text in _rows(report):
         table.add_row(safe_text(title), safe_text(text))
     show_table(table)
