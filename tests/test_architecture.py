@@ -55,6 +55,7 @@ DATA_MAY_KNOW = {
 DATA_MAY_KNOW["prepare"] = {*DATA_MAY_KNOW, *DATA_MAY_KNOW["loading"]}
 DATA_MAY_KNOW["open"] = {*DATA_MAY_KNOW["prepare"], "prepare"}
 DATA_MAY_KNOW["doctor"] = {*DATA_MAY_KNOW["open"], "open"}
+DATA_MAY_KNOW["tiles"] = DATA_MAY_KNOW["doctor"]
 
 MAX_MODULES = 15
 MAX_LINES = 450

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from udaseg.data.prepare.rules import PrepareOptions as PrepareOptions
     from udaseg.data.prepare.verify import DataVerification as DataVerification
     from udaseg.data.prepare.verify import verify_data as verify_data
+    from udaseg.data.tiles import Tiles as Tiles
+    from udaseg.data.tiles import tile as tile
     from udaseg.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from udaseg.evaluation.evaluate import evaluate as evaluate
     from udaseg.evaluation.evaluate import evaluate_each as evaluate_each
@@ -99,6 +101,7 @@ _NAMES = {
     "data.prepare.report": ["PrepareReport", "SomeDataFailed"],
     "data.prepare.rules": ["CacheOptions", "PrepareOptions"],
     "data.prepare.verify": ["DataVerification", "verify_data"],
+    "data.tiles": ["Tiles", "tile"],
     "evaluation.evaluate": ["EvaluationOptions", "evaluate", "evaluate_each"],
     "evaluation.score_predictions": ["score_predictions"],
     "evaluation.scores": ["ScoringOptions"],

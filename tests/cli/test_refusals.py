@@ -132,6 +132,8 @@ REFUSED = [
     (["select", "run", "--data", "plain", "--oracle"], 3, "plain: has no labels, so it cannot"),
     (["select", "first"], 3, "first: no such run or checkpoint; did you mean runs/first?"),
     (["doctor", "nope"], 3, "nope: no prepared dataset"),
+    (["tile", "nope", "tiles"], 3, "nope: no prepared dataset"),
+    (["tile", "photos", "photos"], 2, "photos: holds something; name an empty or a new folder"),
     (["prepare", "photos"], 3, "photos: is a folder; name a built-in data set, with --root"),
     (["prepare", "GTA"], 3, "did you mean 'gta5'?"),
 ]

@@ -20,7 +20,7 @@ from udaseg.cli.commands.features import features
 from udaseg.cli.commands.grid import grid
 from udaseg.cli.commands.info import info, verify
 from udaseg.cli.commands.predict import predict
-from udaseg.cli.commands.prepare import init, prepare
+from udaseg.cli.commands.prepare import init, prepare, tile
 from udaseg.cli.commands.recipes import recipes_app
 from udaseg.cli.commands.report import report
 from udaseg.cli.commands.select import select
@@ -67,7 +67,7 @@ def _global_options(
     """Adapt a segmentation network from labelled source images to unlabelled target images."""
 
 
-for _first in (init, prepare, with_base(train, trains=True), with_base(adapt, trains=True)):
+for _first in (init, prepare, tile, with_base(train, trains=True), with_base(adapt, trains=True)):
     app.command(cls=Command)(_first)
 app.command("eval", cls=Command)(with_base(evaluate))
 _COMMANDS = (

@@ -10,6 +10,7 @@ EXAMPLES = {
         "udaseg prepare my_city.yaml --check-only",
         "udaseg prepare cityscapes --cache 1024x512",
     ),
+    "tile": ("udaseg tile recipes/datasets/potsdam.yaml potsdam_tiles/",),
     "train": (
         "udaseg train",
         "udaseg train --source my_city.yaml --steps 20000",

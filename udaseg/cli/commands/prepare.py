@@ -1,4 +1,4 @@
-"""The commands `udaseg prepare` and `udaseg init`."""
+"""The commands `udaseg prepare`, `udaseg init` and `udaseg tile`."""
 
 import shlex
 from pathlib import Path
@@ -142,6 +142,39 @@ def init(
         print_line(f"{files} without a partner; `udaseg prepare` names them")
     file = shlex.quote(str(report.path))
     print_line(f"next: check the classes in {file}, then udaseg prepare {file}")
+
+
+def tile(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Name of a prepared data set, dataset YAML, or image folder.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", file_okay=False, help="A new folder for the tiles.", show_default=False
+        ),
+    ],
+    size: Annotated[int, typer.Option(min=16, help="Side of a tile in pixels.")] = 512,
+    root: options.Root = Path("data"),
+    workers: Annotated[int, typer.Option(help="Number of threads (-1: one per core).")] = -1,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Cut large images and their labels into tiles, which load faster."""
+    set_verbosity(verbose, quiet)
+    import udaseg
+
+    tiles = udaseg.tile(data, out, size=size, root=root, workers=workers)
+    from udaseg.display.console import print_line
+
+    counts = ", ".join(f"{split} {count:,}" for split, count in tiles.counts.items())
+    print_line(f"{tiles.path}: tiles {counts}")
+    print_line(f"next: udaseg prepare {shlex.quote(str(tiles.path))}")
 
 
 def _verify(names: list[str], root: Path, workers: int, output_format: str) -> None:

@@ -107,12 +107,12 @@ def init_dataset(
         if not folder.exists():
             raise DataError(f"{folder}: does not exist")
     root = _shared_root(path.parent, folders)
-    lines = [f"name: {_text(name)}"]
+    lines = [f"name: {yaml_text(name)}"]
     if root != path.parent.resolve():
-        lines.append(f"root: {_text(str(root))}")
+        lines.append(f"root: {yaml_text(str(root))}")
     pictures = find_images(folders[0])
     guess = None if labels is None else _LabelGuess(pictures, folders[1], root)
-    lines.append(f"images: {_text(_glob(folders[0], pictures, root, guess))}")
+    lines.append(f"images: {yaml_text(_glob(folders[0], pictures, root, guess))}")
     lines += [] if guess is None else guess.lines(path.parent.resolve())
     lines.append(_splits(pictures) if guess is not None else "splits: {train: 1.0}")
     seen = count_text(len(pictures), "image")
@@ -174,7 +174,7 @@ def _splits(pictures: Sequence[Path]) -> str:
     return "splits: {train: 0.9, val: 0.1}   # or a list file, a folder name, or name patterns"
 
 
-def _text(value: str) -> str:
+def yaml_text(value: str) -> str:
     """Return a YAML scalar."""
     plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS and value == value.strip()
     return value if plain else json.dumps(value, ensure_ascii=False)
@@ -249,10 +249,10 @@ class _LabelGuess:
         content, group = self.content, self.group
         if group is None:
             below = "" if self.place.is_file() else f"**/*{self.files[0].suffix}"
-            yield f"labels: {_text(_relative(self.place, self.root, below))}"
+            yield f"labels: {yaml_text(_relative(self.place, self.root, below))}"
         else:
             names = f"**/*{group.label_ending}{group.suffix}"
-            yield f"labels: {_text(_relative(self.place, self.root, names))}"
+            yield f"labels: {yaml_text(_relative(self.place, self.root, names))}"
             endings = [each for each in (group.image_ending, group.label_ending) if each]
             if endings:
                 listed = ", ".join(map(json.dumps, endings))
@@ -269,7 +269,7 @@ class _LabelGuess:
         for place in dict.fromkeys([top, top.parent, folder, self.root]):
             for name in CLASS_FILES:
                 if (place / name).is_file():
-                    yield f"classes: {_text(os.path.relpath(place / name, folder))}"
+                    yield f"classes: {yaml_text(os.path.relpath(place / name, folder))}"
                     return
         if object_format(content.label_format) is not None:
             yield from self._named_classes()
@@ -283,7 +283,7 @@ class _LabelGuess:
         yield f"  - {BACKGROUND}   # {comment}"
         for label, _ in self.content.pixels.most_common():
             if label != BACKGROUND:
-                yield f"  - {_text(str(label))}   # {percent(self.content.share(label))} %"
+                yield f"  - {yaml_text(str(label))}   # {percent(self.content.share(label))} %"
 
     def _numbered_classes(self) -> Iterator[str]:
         content = self.content
