@@ -141,6 +141,14 @@ _MODULES = {name: f"udaseg.{module}" for module, names in _NAMES.items() for nam
 _RENAMED = {"verify_run": "verify"}
 """Old names, which warn for one release, and their new names."""
 
+_COMMANDS = {
+    "eval": "evaluate",
+    "init": "init_dataset",
+    "table": "compare_runs",
+    "methods": "list_methods",
+}
+"""Commands whose functions have other names."""
+
 __all__ = sorted([*_MODULES, "__version__"])
 
 
@@ -156,7 +164,8 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = f"; `udaseg {name}` is udaseg.{_COMMANDS[name]}" if name in _COMMANDS else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

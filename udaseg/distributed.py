@@ -271,6 +271,10 @@ def resolve_device(name: str) -> torch.device:
         raise RecipeError(
             f"machine.device: '{name}' is not a device; use cpu, cuda or cuda:N"
         ) from error
+    if device.type in ("mps", "xpu") and not getattr(torch, device.type).is_available():
+        raise EnvironmentFault(
+            f"machine.device: {name} is not available to this PyTorch; use --device cpu"
+        )
     if device.type != "cuda":
         return device
     if device.index is None:

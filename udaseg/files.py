@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from udaseg.errors import EnvironmentFault, UsageError
-from udaseg.text import file_size
+from udaseg.text import file_size, shortened
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,16 @@ TEMPORARY_NAME = re.compile(r"\.[a-z0-9_]{8}\.tmp")
 
 
 def one_or_more(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return one path, or each of several, as text."""
+    """Return one path, or each of several, as text.
+
+    Raises:
+        UsageError: There is none, or something else.
+    """
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
-    return [os.fspath(path) for path in given]
+    several = list(given) if isinstance(given, Iterable) else []
+    if not several or not all(isinstance(path, str | os.PathLike) for path in several):
+        raise UsageError(f"give a path, or a list of one or more, got {shortened(repr(paths))}")
+    return [os.fspath(path) for path in several]
 
 
 def refuse_output(path: Path, suffix: str, what: str, *, overwrite: bool = True) -> None:

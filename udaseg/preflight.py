@@ -17,11 +17,18 @@ from udaseg.recipe.stages import adapts, refuse_changed_settings
 from udaseg.runs import folder as run_folders
 from udaseg.runs.base import given_base
 from udaseg.runs.folder import with_located_data
-from udaseg.runs.groups import SEEDS_FILE, SWEEP_FILE, refuse_other_folder, refuse_without_runs
+from udaseg.runs.groups import (
+    SEEDS_FILE,
+    SWEEP_FILE,
+    refuse_other_folder,
+    refuse_other_runs,
+    refuse_without_runs,
+)
 from udaseg.runs.manifests import (
     refuse_missing_run,
     refuse_no_run_folder,
     refuse_without_checkpoint,
+    runs_in,
 )
 from udaseg.runs.records import read_status
 
@@ -135,7 +142,7 @@ def check_training(
     resume: Path | None = None,
     init: Path | None = None,
     overwrite: bool = False,
-    several: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> None:
     """Refuse a training whose data, weights or run folder cannot be used.
 
@@ -146,7 +153,7 @@ def check_training(
         resume: The run that is continued.
         init: The checkpoint to start from.
         overwrite: Whether a run in the folder may be replaced.
-        several: Whether `out` is a folder of several runs, which may exist.
+        seeds: The seeds, if there are several; `out` is the folder of their runs, which may exist.
 
     Raises:
         UsageError: The run folder is taken, or what is resumed is no run.
@@ -159,15 +166,18 @@ def check_training(
         _check_resume(recipe, resume)
     else:
         folder = out or run_folders.default_run_folder(recipe)
-        if several:
+        if seeds is None:
+            check_start(folder, init, overwrite=overwrite)
+        else:
             refuse_other_folder(folder, SEEDS_FILE)
-        check_start(None if several else folder, init, overwrite=overwrite)
+            refuse_other_runs(folder, recipe, seeds, init=init, overwrite=overwrite)
         if init is None:
             _check_weights(recipe)
     chosen_loggers(recipe.machine)
     refuse_device(recipe.machine.device)
     located = recipe if resume is None else with_located_data(recipe, resume)
     check_data(*_other_data(located), sources=located.source.sets, root=root)
+    _check_splits(located, root)
 
 
 def check_start(out: Path | None, init: Path | None, *, overwrite: bool) -> None:
@@ -186,6 +196,19 @@ def check_start(out: Path | None, init: Path | None, *, overwrite: bool) -> None
         run_folders.refuse_existing_run(out, overwrite=overwrite)
     if init is not None:
         refuse_without_checkpoint(init)
+
+
+def check_one_run(folder: Path | None) -> None:
+    """Refuse to resume a folder of several runs; None is left out.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if folder is not None and any((folder / name).is_file() for name in (SEEDS_FILE, SWEEP_FILE)):
+        raise UsageError(
+            f"{folder}: holds several runs; repeat the command that began them to continue"
+            f"{runs_in(folder)}"
+        )
 
 
 def check_sweep(
@@ -257,6 +280,20 @@ def refuse_unknown_data(name: str, root: Path) -> None:
     from udaseg.data.open import refuse_unknown
 
     refuse_unknown(name, root=root)
+
+
+def _check_splits(recipe: Recipe, root: Path) -> None:
+    """Refuse splits that the data of a run lack, and data without labels that are to be scored."""
+    # imported here: a wrong word or recipe is refused before anything that reads images
+    from udaseg.data.open import refuse_unscorable
+
+    for name in recipe.source.sets:
+        refuse_unscorable(name, recipe.source.split, scored=False, root=root)
+    for name in recipe.target.sets if adapts(recipe) else ():
+        refuse_unscorable(name, recipe.target.split, scored=False, root=root)
+    scored = recipe.validation.data
+    if scored is not None:
+        refuse_unscorable(scored, recipe.validation.split, scored=True, root=root)
 
 
 def _other_data(recipe: Recipe) -> Sequence[str]:

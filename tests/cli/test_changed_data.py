@@ -199,7 +199,7 @@ def test_a_file_that_changes_under_a_run_ends_it_with_its_last_step_saved(
     _at_step(monkeypatch, 2, act)
     words = ["--target", "photos", f"machine.on_bad_sample={bad}"]
     said = _words(_start(home, *words, steps=6, expect=3))
-    assert "it was another file" in said if change == "gone" else "is not the file that" in said
+    assert "it was there when" in said if change == "gone" else "is not the file that" in said
     assert "and step 2 is saved. Restore the file and continue with --resume run" in said
     status = json.loads((home / "run/status.json").read_text())
     assert (status["state"], status["code"]) == ("failed", 3)

@@ -112,15 +112,36 @@ REFUSED = [
     (["adapt", "run"], 2, "run: is a folder, not a recipe; use --resume run"),
     (["sweep", "rccr", "--target", "empty"], 3, "empty: contains no images (.png"),
     (["adapt", "--resume", "nope"], 3, "nope: not a run folder"),
+    (["adapt", "--resume", "several"], 2, "several: holds several runs; repeat the command that"),
+    (["adapt", "--resume", "run", "--seeds", "0"], 2, "leave out --seeds, whose command continues"),
+    (["adapt", *TOY, "--seeds", "0,1", "-o", "several"], 2, "several/s1: is not a run folder"),
+    (
+        ["adapt", *TOY, "target.split=val"],
+        3,
+        "photos: no split 'val'; a folder of images has train",
+    ),
+    (["adapt", *TOY, "validation.data=photos"], 3, "photos: has no labels, so it cannot be used"),
+    (["adapt", *TOY, "--out", "city.yaml/x"], 2, "city.yaml: is a file; choose another --out"),
+    (["info", "run/checkpoints/step-000002.json"], 3, "describes a checkpoint; name run/check"),
+    (["select", "swept"], 3, "holds no readable checkpoint; name one of its runs: swept/a/s0"),
     (["adapt", "--resume", "run", "--steps", "3"], 2, "steps was 500 and is now 3"),
     (["sweep", "toyland/rccr", "--init", "nope"], 3, "nope: no such run or checkpoint"),
     (["sweep", "toyland/rccr", "optimizer.lr=fast,1"], 2, "must be a number, got fast"),
+    (["sweep", "toyland/rccr", "steps=1,2", "--steps", "1"], 2, "steps=1,2 contradicts the option"),
+    (["adapt", *TOY, "--target", "toyland-target"], 2, "--target is given 2 times and takes one"),
+    (["predict", "photos", "-o", "a", "--output=b"], 2, "--out is given 2 times and takes one"),
+    (
+        ["prepare", "plain"],
+        3,
+        "plain: is prepared already; to prepare it again, name a dataset YAML",
+    ),
+    (["prepare", "whole.yaml"], 3, "whole.yaml: is a recipe, not a dataset YAML; `udaseg adapt"),
     (["sweep", "toyland/rccr", "-o", "photos"], 2, "photos: holds other files, such as 0.png"),
     (["adapt", *TOY, "--seeds", "0,1", "-o", "photos"], 2, "photos: holds other files"),
     (["adapt", *OWN, "model.weights=nope.pth"], 3, "nope.pth: no such weights file"),
     (["adapt", *OWN, "--device", "cuda"], 5, "cuda is not available: no driver of a GPU"),
     (["adapt", "part.yaml"], 2, "has no name, seed, target, validation, model, optimizer, batch;"),
-    (["adapt", *OWN, "--target", "run"], 3, "run: is a run, not a folder of images"),
+    (["adapt", *OWN[:2], "--target", "run"], 3, "run: is a run, not a folder of images"),
     (["doctor", "run"], 3, "run: is a run, not a folder of images"),
     (["predict", "run", "--model", "run"], 3, "run: is a run, not a folder of images"),
     (["predict", "--source", "photos"], 2, "no option --source; did you mean IMAGES?"),
@@ -168,11 +189,17 @@ def refusals(tmp_path_factory):
     (home / "run/checkpoints/step-000001.json").touch()
     recipe = load(recipes_folder() / "toyland/rccr.yaml", overrides=["target.data=photos"])
     files.put(home / "runs/first/recipe.yaml", b"")
+    files.put(home / "swept/a/s0/recipe.yaml", b"")
+    files.put(home / "several/seeds.json", b"{}")
+    files.put(home / "several/s1/notes.txt", b"")
+    for suffix in ("json", "pt"):
+        files.put(home / f"run/checkpoints/step-000002.{suffix}", b"")
     (home / "part.yaml").write_text("steps: 100\nsource: {data: city}\nmethod: {kind: dacs}\n")
     plain = PreparedDataset(
         "plain", home / "data/prepared/plain", home, None, {"train": ()}, bits=0
     )
     files.put(plain.folder / INDEX_NAME, json.dumps(index_document(plain)).encode())
+    (home / "whole.yaml").write_text(dump(recipe))
     (home / "done.onnx").touch()
     (home / "run/recipe.yaml").write_text(dump(recipe))
     files.put(home / "done/ids/0.png", files.gray_png(np.zeros((32, 32), int)))

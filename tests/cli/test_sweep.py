@@ -93,7 +93,7 @@ def test_the_same_command_again_trains_what_is_left(root, swept, tmp_path):
     assert_same(tensors(out / "lr=1e-2/s1"), tensors(swept[0] / "lr=1e-2/s1"))
     assert (out / "table.md").read_text() == (swept[0] / "table.md").read_text()
     other = udaseg(*words(root, out, *recipe, steps=2), cwd=tmp_path, expect=2)
-    assert "another recipe" in other.stderr
+    assert "steps was 1 and is now 2" in other.stderr
 
 
 def test_a_run_of_another_recipe_is_refused_before_the_first_run(root, swept, tmp_path):
@@ -102,7 +102,7 @@ def test_a_run_of_another_recipe_is_refused_before_the_first_run(root, swept, tm
     record = (out / "sweep.json").read_bytes()
     again = words(root, out, "toyland/source_only", LR, "--seeds", "0,1", steps=2)
     output = udaseg(*again, cwd=tmp_path, expect=2)
-    assert "lr=1e-2/s0: is finished, but with another recipe" in output.stderr
+    assert "lr=1e-2/s0: is finished, but with other settings: " in output.stderr
     assert not (out / "lr=1e-3").exists()
     assert (out / "sweep.json").read_bytes() == record
 

@@ -175,7 +175,7 @@ def test_arguments_that_contradict_each_other_are_refused(run):
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
 def test_seeds_are_different_and_at_least_one(seeds):
-    with pytest.raises(UsageError, match="one or more different seeds"):
+    with pytest.raises(UsageError, match="one or more different whole"):
         udaseg.run_seeds(seeds, "toyland/dacs")
 
 

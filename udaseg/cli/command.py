@@ -9,6 +9,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from udaseg.cli.examples import EXAMPLES
+from udaseg.errors import UsageError
 
 NEWEST = Path("newest")
 """The value of `--resume` without a word: the newest run that is not done."""
@@ -60,6 +61,7 @@ class Command(TyperCommand):
             args = ["--format=json" if word == "--json" else word for word in args]
         if (resume := options.get("--resume")) is not None and not getattr(resume, "is_flag", True):
             args = _with_newest(args)
+        _refuse_repeated(args, options)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -119,6 +121,21 @@ def _with_newest(args: list[str]) -> list[str]:
         if word == "--resume" and _is_no_run(following):
             filled.append(str(NEWEST))
     return filled
+
+
+def _refuse_repeated(args: list[str], options: dict[str, Any]) -> None:
+    """Refuse an option that is given twice but has one value: one of them would be ignored."""
+    words = (word.partition("=")[0] for word in itertools.takewhile("--".__ne__, args))
+    given = Counter(
+        options[word].opts[0]
+        for word in words
+        if word in options
+        and not getattr(options[word], "multiple", False)
+        and not getattr(options[word], "is_flag", False)
+    )
+    for name, count in given.items():
+        if count > 1:
+            raise UsageError(f"{name} is given {count} times and takes one value; give it once")
 
 
 def _is_no_run(word: str) -> bool:

@@ -334,7 +334,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(re.fullmatch("[0-9]{1,10}", word) for word in words) or len(set(words)) < len(words):
         raise UsageError(
-            f"--seeds must be different whole numbers separated by commas, as 0,1,2, got {text}"
+            "--seeds must be different whole numbers of up to 10 digits, separated by commas, as "
+            f"0,1,2, got {text}"
         )
     return tuple(map(int, words))
 

@@ -21,6 +21,7 @@ from udaseg.errors import DataError
 from udaseg.text import count_text, suggestion
 
 log = logging.getLogger(__name__)
+_SPLIT_OF_FOLDER = "train"
 
 
 def open_dataset(data: str, *, root: Path) -> PreparedDataset:
@@ -95,10 +96,13 @@ def refuse_unscorable(data: str, split: str | None, *, scored: bool, root: Path)
     """
     folder = prepared_folder(data, root)
     dataset = None if folder is None else read_index(folder)
+    is_folder = is_image_folder(data, root=root)
+    if scored and (is_folder or (dataset is not None and dataset.classes is None)):
+        raise DataError(f"{data}: has no labels, so it cannot be used for scoring")
+    if is_folder and split not in (None, _SPLIT_OF_FOLDER):
+        raise DataError(f"{data}: no split '{split}'; a folder of images has {_SPLIT_OF_FOLDER}")
     if dataset is not None and split is not None:
         dataset.split(split)
-    if scored and (is_image_folder(data, root=root) or (dataset and dataset.classes is None)):
-        raise DataError(f"{data}: has no labels, so it cannot be used for scoring")
 
 
 def is_image_folder(data: str, *, root: Path) -> bool:
@@ -163,4 +167,5 @@ def open_image_folder(folder: Path) -> PreparedDataset:
     if reduced:
         log.warning("%s read in part, such as %s", count_text(len(reduced), "image"), reduced[0])
     name = folder.resolve().name or "images"
-    return PreparedDataset(name, folder, folder.resolve(), None, {"train": tuple(samples)})
+    splits = {_SPLIT_OF_FOLDER: tuple(samples)}
+    return PreparedDataset(name, folder, folder.resolve(), None, splits)

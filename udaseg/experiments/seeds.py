@@ -3,21 +3,20 @@
 import logging
 import math
 import os
+import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
-from udaseg.files import read_json, write_json
-from udaseg.recipe.schema import Recipe
-from udaseg.recipe.stages import recipe_digest
-from udaseg.runs.folder import START_FILE, default_run_folder
-from udaseg.runs.groups import SEEDS_FILE, refuse_other_folder
-from udaseg.runs.manifests import digest_of_newest
-from udaseg.runs.records import Start
+from udaseg.files import write_json
+from udaseg.recipe.schema import LARGEST_SEED, Recipe
+from udaseg.runs.folder import default_run_folder
+from udaseg.runs.groups import SEEDS_FILE, refuse_other_folder, refuse_other_runs, seed_folder
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
+from udaseg.text import shortened
 from udaseg.training.memory import empty_cache
 from udaseg.training.train import StrPath, TrainOptions, adapt, everyday_options, read_recipe
 
@@ -147,9 +146,7 @@ def run_seeds(
         three = udaseg.run_seeds([0, 1, 2], "rccr", target="my_photos", out="runs/rccr")
         three.means["mIoU"].mean, three.means["mIoU"].spread
     """
-    options, seeds = options or TrainOptions(), tuple(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UsageError(f"give one or more different seeds, got {list(seeds)}")
+    options, seeds = options or TrainOptions(), checked_seeds(seeds)
     if "seed" in (overrides or {}):
         raise UsageError("seed: give it with the other seeds, not as an override")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -164,44 +161,26 @@ def run_seeds(
     options = replace(options, recipe_path=path, command=command)
     if options.dry_run:
         first = replace(chosen, seed=seeds[0])
-        adapt(first, out=_run_folder(folder, seeds[0]), options=options)
+        adapt(first, out=seed_folder(folder, seeds[0]), options=options)
         return SeedRuns(folder, chosen, seeds, (), {})
-    if not options.overwrite:
-        refuse_other_recipes(seeds, chosen, folder, options.init)
+    refuse_other_runs(folder, chosen, seeds, init=options.init, overwrite=options.overwrite)
     return _train_seeds(seeds, chosen, folder, options)
 
 
-def refuse_other_recipes(
-    seeds: Sequence[int], recipe: Recipe, folder: Path, init: StrPath | None = None
-) -> None:
-    """Refuse a folder of seeds in which a run was begun with other settings or from other weights.
+def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Return seeds that are different whole numbers.
 
     Raises:
-        UsageError: There is such a run.
-        CheckpointError: There is no checkpoint to start from.
+        UsageError: They are not.
     """
-    start = None if init is None else digest_of_newest(Path(init))
-    for seed in seeds:
-        run = Run(_run_folder(folder, seed))
-        if not (run.path / "recipe.yaml").is_file():
-            continue
-        if recipe_digest(run.recipe) != recipe_digest(replace(recipe, seed=seed)):
-            state = "finished" if run.finished else "begun"
-            raise UsageError(
-                f"{run.path}: is {state}, but with another recipe; use another --out, or "
-                "--overwrite to train all seeds again"
-            )
-        if read_json(run.path / START_FILE, Start).get("sha256") != start:
-            raise UsageError(
-                f"{run.path}: was begun {_start_text(run.path)}, not from this --init; use the "
-                "same one, another --out, or --overwrite to train all seeds again"
-            )
-
-
-def _start_text(run: Path) -> str:
-    """Return what a run started from."""
-    path = read_json(run / START_FILE, Start).get("checkpoint")
-    return "without --init" if path is None else f"from {path}"
+    several = tuple(seeds) if isinstance(seeds, Iterable) else ()
+    is_known = all(isinstance(seed, int) and 0 <= seed <= LARGEST_SEED for seed in several)
+    if not several or len(set(several)) < len(several) or not is_known:
+        raise UsageError(
+            f"seeds must be one or more different whole numbers from 0 to {LARGEST_SEED}, such as "
+            f"[0, 1, 2], got {shortened(repr(seeds))}"
+        )
+    return several
 
 
 def _train_seeds(
@@ -211,7 +190,7 @@ def _train_seeds(
     failed: dict[int, str] = {}
     for seed in seeds:
         try:
-            _train_seed(replace(recipe, seed=seed), _run_folder(folder, seed), options)
+            _train_seed(replace(recipe, seed=seed), seed_folder(folder, seed), options)
         except Interrupted as interruption:
             _summarise(folder, recipe, seeds, failed)
             raise Interrupted(
@@ -224,7 +203,16 @@ def _train_seeds(
             failed[seed] = str(error).partition("\n")[0]
         empty_cache()
         _summarise(folder, recipe, seeds, failed)
-    return _summarise(folder, recipe, seeds, failed)
+    result = _summarise(folder, recipe, seeds, failed)
+    for each in result.runs:
+        if each.scores is None and result.scored:
+            log.warning(
+                "%s has no scores, so mean and spread leave it out; `udaseg eval %s` scores it, if "
+                "it has a checkpoint",
+                each.run.path,
+                shlex.quote(str(each.run.path)),
+            )
+    return result
 
 
 def _train_seed(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
@@ -240,17 +228,13 @@ def _train_seed(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         log.info("seed %d: finished already, in %s", seed, folder)
 
 
-def _run_folder(folder: Path, seed: int) -> Path:
-    return folder / f"s{seed}"
-
-
 def _summarise(
     folder: Path, recipe: Recipe, seeds: tuple[int, ...], failed: Mapping[int, str]
 ) -> SeedRuns:
     """Return the finished runs, and write their statistics to `seeds.json`."""
     runs = []
     for seed in seeds:
-        run = Run(_run_folder(folder, seed))
+        run = Run(seed_folder(folder, seed))
         if run.finished:
             file = next(iter(find_score_files(run.path).values()), None)
             runs.append(SeedRun(seed, run, None if file is None else read_scores(file, [])))

@@ -11,13 +11,13 @@ from typing import Any
 from udaseg.errors import PartialError, UsageError
 from udaseg.experiments.compare import compare_runs
 from udaseg.experiments.curve import curve_svg
-from udaseg.experiments.seeds import SeedRuns, refuse_other_recipes, run_seeds
+from udaseg.experiments.seeds import SeedRuns, checked_seeds, run_seeds
 from udaseg.experiments.settings import SweepSetting, Values, settings_of, split_values
 from udaseg.experiments.table import RunTable
-from udaseg.files import write_json, write_text
+from udaseg.files import read_json, write_json, write_text
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import default_run_folder
-from udaseg.runs.groups import SWEEP_FILE, refuse_other_folder
+from udaseg.runs.groups import SWEEP_FILE, SweepRecord, refuse_other_folder, refuse_other_runs
 from udaseg.text import count_text
 from udaseg.training.train import StrPath, TrainOptions, everyday_options, read_recipe
 
@@ -114,14 +114,14 @@ def sweep(
     pairs = itertools.product(several, changes)
     chosen = [read_recipe(recipe, change, overrides, options) for recipe, change in pairs]
     settings = settings_of(chosen, split_values(values), split_values(each))
-    seeds = tuple(seeds) if seeds is not None else (chosen[0][0].seed,)
+    seeds = checked_seeds(seeds if seeds is not None else (chosen[0][0].seed,))
     folder = _folder(chosen[0][0] if len(chosen) == 1 else None, out)
     if options.dry_run:
         run_seeds(seeds, settings[0].recipe, out=folder / settings[0].folder, options=options)
         return Sweep(folder, settings)
-    if not options.overwrite:
-        for setting in settings:
-            refuse_other_recipes(seeds, setting.recipe, folder / setting.folder, options.init)
+    for setting in settings:
+        place, start = folder / setting.folder, options.init
+        refuse_other_runs(place, setting.recipe, seeds, init=start, overwrite=options.overwrite)
     runs: list[SeedRuns] = []
     _write_record(folder, settings, runs)
     for number, setting in enumerate(settings, 1):
@@ -142,7 +142,13 @@ def _folder(recipe: Recipe | None, out: StrPath | None) -> Path:
 
 
 def _write_record(folder: Path, settings: Sequence[SweepSetting], runs: Sequence[SeedRuns]) -> None:
-    """Write `sweep.json`: all settings, and the results of those whose seeds have run."""
+    """Write `sweep.json`: all settings, and the results of those whose seeds have run.
+
+    Settings of an earlier call in the same folder follow as they were.
+    """
+    names = {each.folder for each in settings}
+    known: list[Any] = [*read_json(folder / SWEEP_FILE, SweepRecord).get("settings", [])]
+    earlier = [row for row in known if row["folder"] not in names]
     rows: list[dict[str, Any]] = [
         {"name": each.name, "folder": each.folder, "values": each.values, "change": each.each}
         for each in settings
@@ -150,7 +156,7 @@ def _write_record(folder: Path, settings: Sequence[SweepSetting], runs: Sequence
     for row, seeds in zip(rows, runs, strict=False):
         row["means"] = {name: score.to_json() for name, score in seeds.means.items()}
         row["failed"] = seeds.failed
-    write_json(folder / SWEEP_FILE, {"settings": rows})
+    write_json(folder / SWEEP_FILE, {"settings": [*rows, *earlier]})
 
 
 def _with_results(finished: Sweep) -> Sweep:

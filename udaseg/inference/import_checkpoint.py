@@ -10,7 +10,7 @@ from torch import nn
 
 from udaseg.data.datasets.catalog import resolve_declaration
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
-from udaseg.errors import UsageError
+from udaseg.errors import CheckpointError, UsageError
 from udaseg.files import sha256_of
 from udaseg.models.released import ReleasedNetwork, read_released
 from udaseg.recipe.library import find_recipe
@@ -60,6 +60,10 @@ def import_checkpoint(
     path = Path(checkpoint)
     folder = Path("runs") / f"imported-{path.stem}" if out is None else Path(out)
     refuse_existing_run(folder, overwrite=overwrite, can_resume=False)
+    if path.suffix == ".pt" and path.with_suffix(".json").is_file():
+        raise CheckpointError(
+            f"{path}: is a checkpoint of udaseg; eval, predict and --init take it as it is"
+        )
     spec = load(find_recipe(os.fspath(recipe)))
     network = read_released(path, dilations)
     space = _classes(path, network.num_classes, classes)

@@ -10,6 +10,7 @@ from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.files import open_atomic
 from udaseg.inference.options import MAX_PIXELS
 from udaseg.prediction.plan import Job
+from udaseg.text import count_text
 
 log = logging.getLogger(__name__)
 _SUFFIXES = (".tif", ".tiff")
@@ -49,7 +50,8 @@ def write_geotiffs(jobs: Sequence[Job], folder: Path, ids: Path, classes: ClassS
             with open_atomic(path) as output:
                 output.write(memory.getbuffer())
     if others:
-        log.warning("%d images have no place on earth, so they get no GeoTIFF", others)
+        have = "has" if others == 1 else "have"
+        log.warning("%s %s no place on earth: no GeoTIFF", count_text(others, "image"), have)
 
 
 def _read_place(image: Path) -> dict[str, object]:

@@ -315,10 +315,10 @@ def _saved_settings(options: PredictOptions) -> dict[str, Any]:
 
 
 def _saved_paths(options: PredictOptions, out: Path) -> dict[str, Path]:
-    """Return the folder of each kind of mask, and the files of annotation tools."""
+    """Return the folder of each kind of mask, and the files of annotation tools, that exist."""
     paths: dict[str, Path] = {kind: out / kind for kind in options.kinds}
     paths.update((kind, label_file_path(kind, out)) for kind in options.label_files)
-    return paths
+    return {kind: path for kind, path in paths.items() if path.exists()}
 
 
 def _failures_file(out: Path, options: PredictOptions) -> Path:

@@ -375,13 +375,16 @@ class Machine:
     """
 
 
+LARGEST_SEED = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All settings of one run."""
 
     name: FileName
     """Name of the run folder."""
-    seed: Annotated[int, Interval(ge=0, le=2**31 - 1)]
+    seed: Annotated[int, Interval(ge=0, le=LARGEST_SEED)]
     """All randomness is derived from it, the step and the index of the image."""
     steps: Annotated[int, Ge(1)]
     """Number of optimizer steps; 250000 in the releases of DACS and RCCR, 100000 in SPCL's."""

@@ -182,13 +182,8 @@ def refuse_changed_settings(
     Raises:
         RecipeError: It differs.
     """
-    old = leaves(determining_values(before, processes))
-    new = leaves(determining_values(now, processes_now))
-    changed = [
-        f"{key} was {old.get(key)} and is now {new.get(key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
+    old, new = determining_values(before, processes), determining_values(now, processes_now)
+    changed = changed_settings(old, new)
     if not changed:
         return
     text = f"{path}: --resume needs the same settings, but " + "; ".join(changed)
@@ -199,6 +194,16 @@ def refuse_changed_settings(
             "that a step has as many images as before"
         )
     raise RecipeError(f"{text}. Start a new run with --init instead")
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the plain values of two recipes, one text for each key."""
+    old, new = leaves(before), leaves(now)
+    return [
+        f"{key} was {old.get(key)} and is now {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
 
 
 def leaves(value: object, prefix: str = "") -> dict[str, object]:

@@ -89,8 +89,9 @@ def refuse_existing_run(folder: Path, *, overwrite: bool, can_resume: bool = Tru
 
     The message names `--resume`, which an import does not have, only if `can_resume`.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; choose another --out")
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise UsageError(f"{path}: is a file; choose another --out")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     has_recipe = "recipe.yaml" in names
     is_run = has_recipe or _has_traces_of_run(folder)

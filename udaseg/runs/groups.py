@@ -1,7 +1,9 @@
 """Folders of several runs: of the seeds of a recipe, and of the settings of a sweep."""
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Required
 
@@ -9,7 +11,12 @@ from typing_extensions import TypedDict
 
 from udaseg.errors import CheckpointError, UsageError
 from udaseg.files import read_json
-from udaseg.runs.manifests import refuse_missing_run, runs_in
+from udaseg.recipe.load import load
+from udaseg.recipe.schema import Recipe
+from udaseg.recipe.stages import changed_settings, numeric_settings, recipe_digest
+from udaseg.runs.folder import START_FILE, refuse_existing_run
+from udaseg.runs.manifests import digest_of_newest, refuse_missing_run, runs_in
+from udaseg.runs.records import Start, read_status
 from udaseg.text import shortened
 
 SEEDS_FILE = "seeds.json"
@@ -94,6 +101,56 @@ def refuse_other_folder(folder: Path, record: str) -> None:
             f"{folder}: holds other files, such as {shortened(others[0])}, so nothing in it is "
             "touched; choose another --out"
         )
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Return the run folder of a seed, in the folder of several."""
+    return folder / f"s{seed}"
+
+
+def refuse_other_runs(
+    folder: Path,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    *,
+    init: str | os.PathLike[str] | None,
+    overwrite: bool,
+) -> None:
+    """Refuse a folder of seeds with a run of other settings or other weights, or other files.
+
+    Args:
+        folder: The folder of all seeds.
+        recipe: The recipe, with any seed.
+        seeds: The seeds.
+        init: The checkpoint to start from, if any.
+        overwrite: Whether runs may be replaced.
+
+    Raises:
+        UsageError: There is such a run, or the folder of a seed holds other files.
+        CheckpointError: There is no checkpoint to start from.
+    """
+    start = None if init is None else digest_of_newest(Path(init))
+    for seed in seeds:
+        run = seed_folder(folder, seed)
+        if overwrite or not (run / "recipe.yaml").is_file():
+            refuse_existing_run(run, overwrite=overwrite)
+            continue
+        before, now = load(run / "recipe.yaml", stored=True), replace(recipe, seed=seed)
+        if recipe_digest(before) != recipe_digest(now):
+            state = "finished" if read_status(run).get("state") == "done" else "begun"
+            changed = changed_settings(numeric_settings(before), numeric_settings(now))
+            raise UsageError(
+                f"{run}: is {state}, but with other settings: {'; '.join(changed)}. Use "
+                "another --out, or --overwrite to train all seeds again"
+            )
+        begun = read_json(run / START_FILE, Start)
+        if begun.get("sha256") != start:
+            path = begun.get("checkpoint")
+            raise UsageError(
+                f"{run}: was begun {'without --init' if path is None else f'from {path}'}, "
+                "not from this --init; use the same one, another --out, or --overwrite to train "
+                "all seeds again"
+            )
 
 
 def _seeds(folder: Path, name: str | None) -> RunGroup:

@@ -65,6 +65,8 @@ def refuse_without_checkpoint(path: Path) -> None:
         CheckpointError: There is no checkpoint.
     """
     refuse_missing_run(path)
+    if path.suffix == ".json" and path.with_suffix(".pt").is_file():
+        raise CheckpointError(f"{path}: describes a checkpoint; name {path.with_suffix('.pt')}")
     if path.is_file() and not _may_be_checkpoint(path):
         raise CheckpointError(
             f"{path}: is not a checkpoint; name a run folder, or a file of its checkpoints folder"
@@ -83,7 +85,8 @@ def _may_be_checkpoint(path: Path) -> bool:
 
 def runs_in(folder: Path) -> str:
     """Return the end of a message that names runs in a folder; "" if there are none."""
-    runs = sorted(recipe.parent for recipe in folder.glob("*/recipe.yaml"))
+    found = [*folder.glob("*/recipe.yaml")] or [*folder.glob("*/*/recipe.yaml")]
+    runs = sorted(recipe.parent for recipe in found)
     if not runs:
         return ""
     more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""

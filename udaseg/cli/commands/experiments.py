@@ -83,6 +83,7 @@ def sweep(
     names = [word for word in words or () if word not in swept]
     if not names:
         raise UsageError("Missing argument 'RECIPE'; `udaseg recipes ls` lists the shipped ones")
+    _refuse_swept_options(everyday.overrides(), swept)
     numbers = None if seeds is None else options.parse_seeds(seeds)
     if not dry_run:
         check_data(target, sources=source or (), root=root)
@@ -110,6 +111,14 @@ def sweep(
         return
     print_sweep(result, output_format)
     result.raise_if_failed()
+
+
+def _refuse_swept_options(options: list[str], swept: list[str]) -> None:
+    """Refuse an option for a key that is swept: it would change nothing."""
+    values = {word.partition("=")[0]: word for word in options}
+    for word in swept:
+        if (option := values.get(word.partition("=")[0])) is not None:
+            raise UsageError(f"{word} contradicts the option for {option}; give only one of them")
 
 
 def table(

@@ -56,7 +56,13 @@ def _training_command(
         quiet: options.Quiet = False,
     ) -> None:
         # the recipe's schema is not needed for --help
-        from udaseg.preflight import check_data, check_start, check_training, newest_unfinished_run
+        from udaseg.preflight import (
+            check_data,
+            check_one_run,
+            check_start,
+            check_training,
+            newest_unfinished_run,
+        )
         from udaseg.recipe.request import Overrides, requested_recipe
 
         set_verbosity(verbose, quiet)
@@ -78,12 +84,18 @@ def _training_command(
         if resume is not None:
             options.refuse_options(
                 "--resume continues in the folder of the run",
-                {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite},
+                {
+                    "--out": out is not None,
+                    "--init": init is not None,
+                    "--overwrite": overwrite,
+                    "--seeds, whose command continues when it is repeated": seeds is not None,
+                },
             )
         if timed and not dry_run:
             raise UsageError("--time needs --dry-run")
         if resume == NEWEST and not resume.exists():
             resume = newest_unfinished_run(Path("runs"))
+        check_one_run(resume)
         several = None
         if seeds is not None:
             if seed is not None or any(word.startswith("seed=") for word in words or []):
@@ -99,7 +111,7 @@ def _training_command(
                 recipe,
                 root=root,
                 out=out,
-                several=several is not None,
+                seeds=several,
                 resume=resume,
                 init=init,
                 overwrite=overwrite,

@@ -30,7 +30,8 @@ from udaseg.data.labels.tables import (
 )
 from udaseg.data.labels.turned import LabelOrientation
 from udaseg.documents import Document, Must
-from udaseg.text import suggestion
+from udaseg.errors import DataError
+from udaseg.text import shortened, suggestion
 from udaseg.validation import FileName, validate
 
 _CATALOG = Path(__file__).parent / "catalog"
@@ -248,6 +249,9 @@ def read_declaration(
         EnvironmentFault: Several installed packages read the label format.
     """
     document = documents.read_document(path, DATASET_YAML)
+    if {"method", "optimizer"} <= document.root.entries.keys():
+        name = shortened(str(path), 300)
+        raise DataError(f"{name}: is a recipe, not a dataset YAML; `udaseg adapt {name}` runs it")
     if "base" in document.root.entries:
         document = _with_base(document)
     _refuse_empty(document.root, "", document)

@@ -40,7 +40,7 @@ def refuse_run(folder: Path) -> None:
     Raises:
         DataError: The folder is one.
     """
-    if (folder / "recipe.yaml").is_file():
+    if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
         raise DataError(f"{folder}: is a run, not a folder of images")
 
 

@@ -54,7 +54,8 @@ def read_held(path: Path, held: HeldFiles) -> bytes:
     except DataError as error:
         if not known.sha256 or file_stamp(path) == known.stamp:
             raise
-        raise DataChanged(f"{error}; it was another file {known.when}") from error
+        was = "it was there" if not path.exists() else "it was another file"
+        raise DataChanged(f"{error}; {was} {known.when}") from error
     # after reading, so that no change during the read is missed
     if (stamp := file_stamp(path)) != known.stamp:
         if sha256(data) != known.sha256:

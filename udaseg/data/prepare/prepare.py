@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from udaseg.data.datasets.catalog import DOCUMENTS, resolve_declaration
+from udaseg.data.datasets.catalog import DOCUMENTS, builtin_names, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration, unknown_rule_message
 from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
@@ -165,6 +165,11 @@ def prepare_with_last_options(name: str, *, root: Path) -> PrepareReport:
 
 def find_declaration(name: str, root: Path) -> Declaration:
     """Return the declaration of a dataset; a label format that is prepared needs no package."""
+    folder = locate.prepared_folder(name, root)
+    if folder is not None and name not in builtin_names():
+        owner = rules.owner_of(folder)[0]
+        source = "a dataset YAML" if owner is None else str(owner)
+        raise DataError(f"{name}: is prepared already; to prepare it again, name {source}")
     return resolve_declaration(
         name,
         recorded_package=lambda dataset, label_format: recorded_package(
