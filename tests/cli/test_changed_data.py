@@ -172,6 +172,14 @@ def _manifest(path):
     return json.dumps(facts)
 
 
+def test_files_that_are_gone_are_told_before_a_run_starts(home):
+    images = _images(home)
+    images[0].unlink()
+    said = _words(_start(home, "--target", "photos", steps=1, expect=3))
+    assert f"toyland: 1 of {2 * len(images)} files are gone, such as" in said
+    assert "restore them, or prepare the data again" in said
+
+
 @pytest.mark.parametrize(
     ("change", "bad"),
     [

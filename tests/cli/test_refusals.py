@@ -141,6 +141,7 @@ REFUSED = [
     (["adapt", *OWN, "model.weights=nope.pth"], 3, "nope.pth: no such weights file"),
     (["adapt", *OWN, "--device", "cuda"], 5, "cuda is not available: no driver of a GPU"),
     (["adapt", "part.yaml"], 2, "has no name, seed, target, validation, model, optimizer, batch;"),
+    (["adapt", "part.yaml"], 2, "part.yaml:1:1: stps: unknown key; did you mean 'steps'?"),
     (["adapt", *OWN[:2], "--target", "run"], 3, "run: is a run, not a folder of images"),
     (["doctor", "run"], 3, "run: is a run, not a folder of images"),
     (["predict", "run", "--model", "run"], 3, "run: is a run, not a folder of images"),
@@ -194,7 +195,7 @@ def refusals(tmp_path_factory):
     files.put(home / "several/s1/notes.txt", b"")
     for suffix in ("json", "pt"):
         files.put(home / f"run/checkpoints/step-000002.{suffix}", b"")
-    (home / "part.yaml").write_text("steps: 100\nsource: {data: city}\nmethod: {kind: dacs}\n")
+    (home / "part.yaml").write_text("stps: 100\nsource: {data: city}\nmethod: {kind: dacs}\n")
     plain = PreparedDataset(
         "plain", home / "data/prepared/plain", home, None, {"train": ()}, bits=0
     )

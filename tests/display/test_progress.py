@@ -79,3 +79,12 @@ def test_a_pipe_gets_early_lines_and_whole_ones(clock, caplog):
         "step 1/60  1.0 img/s  ETA 0:00:59  total 1.636  source 1.152  confident 0.4838  "
         "uncertainty 0.25"
     )
+
+
+def test_the_last_line_is_written_once(clock, caplog):
+    caplog.set_level(logging.INFO, "udaseg")
+    with WorkProgress("predict", 2) as bar:
+        for done in (1, 2, 2):
+            clock[0] += 1
+            bar.update(done)
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["2/2"]

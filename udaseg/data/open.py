@@ -1,6 +1,7 @@
 """Open the dataset that a user names: a prepared name, a dataset YAML or a folder."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from udaseg.data.datasets.catalog import builtin_names
@@ -135,12 +136,27 @@ def _hold_files(dataset: PreparedDataset, split: str, *, labelled: bool) -> None
     samples = dataset.split(split)
     images = list(map(dataset.image_path, samples))
     labels = list(map(dataset.label_path, samples)) if labelled else []
+    _refuse_missing(dataset, (*images, *labels))
     unknown = [path for path in (*images, *labels) if str(path) not in recorded]
     with LazyProgress(f"digest {dataset.name}", "files") as on_progress:
         now = {str(path): file for path, file in map_in_threads(hold_now, unknown, -1, on_progress)}
     held = {**recorded, **now}
     dataset.held.update({str(path): held[str(path)] for path in images})
     dataset.held.update({str(path): held[str(path)]._replace(stamp="") for path in labels})
+
+
+def _refuse_missing(dataset: PreparedDataset, files: Sequence[Path]) -> None:
+    """Refuse a data set of which files are gone: training would end at the first that is drawn.
+
+    Raises:
+        DataError: Some are gone.
+    """
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{dataset.name}: {len(missing):,} of {len(files):,} files are gone, such as "
+            f"{missing[0]}; restore them, or prepare the data again"
+        )
 
 
 def open_image_folder(folder: Path) -> PreparedDataset:

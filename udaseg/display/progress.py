@@ -51,6 +51,7 @@ class WorkProgress:
         self._unit, self._total, self._first, self._done = unit, total, first, first
         self._line_interval, self._early_lines = line_interval, early_lines
         self._started = self._last_line_time = time.monotonic()
+        self._line_of: int | None = None
         self._console = open_console(stderr=True)
         self._live: Live | None = None
         self._images_per_item, self._figures = 1, list[str]()
@@ -82,8 +83,9 @@ class WorkProgress:
         if values is not None:
             names = values if brief is None or self._live is None else brief
             self._figures = [f"{name} {values[name]:.4g}" for name in names if name in values]
-        if self._live is None and self._is_line_due():
-            self._last_line_time = time.monotonic()
+        is_new = values is not None or done != self._line_of
+        if self._live is None and is_new and self._is_line_due():
+            self._last_line_time, self._line_of = time.monotonic(), done
             count = f"{self._operation} {self._facts()[0]} {self._unit}".rstrip()
             log.info("%s", _SEPARATOR.join([count, *self._facts()[1:], *self._figures]))
 

@@ -76,7 +76,11 @@ def compare_runs(
     chosen, notes = _common_evaluation(groups, evaluation)
     rows = _read_rows(groups, chosen, notes)
     if not rows or (baseline is not None and len(rows) < 2):
-        raise DataError("\n".join([f"too few runs with scores of {chosen}", *notes]))
+        known = sorted(
+            {name for group in groups for run in group.runs for name in find_score_files(run)}
+        )
+        there = f"; they have {', '.join(known) or 'none'}"
+        raise DataError("\n".join([f"too few runs with scores of {chosen}{there}", *notes]))
     notes = [f"{chosen}: {rows[0].scores[0].protocol_line}", *_protocol_notes(rows), *notes]
     if any(len(row.runs) > 1 for row in rows):
         notes.append("±: standard deviation over the seeds (n - 1)")

@@ -5,7 +5,7 @@ import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from dataclasses import Field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -152,8 +152,8 @@ def _recipe(document: Document, position: str) -> Recipe:
     drop_retired(document, stored=False)
     packages_missing = report_missing_packages(document)
     settings = plugin_settings(document, packages_missing=packages_missing)
-    _refuse_part(document)
     recipe = validate(Recipe, document, key_hint=key_hint, yaml_1_1=True)
+    _shorten_missing(document)
     if recipe is None or None in settings.values():
         raise document.problems.failure()
     if isinstance(recipe.method, SelfTraining):
@@ -167,26 +167,25 @@ def _recipe(document: Document, position: str) -> Recipe:
     return with_packages(recipe)
 
 
-def _refuse_part(document: Document) -> None:
-    """Refuse a document that has only some sections of a recipe, in one line instead of one each.
-
-    Raises:
-        RecipeError: Several sections are missing.
-    """
-    written = document.root.entries
-    missing = [part.name for part in fields(Recipe) if _is_needed(part, written)]
-    if len(missing) > _MOST_MISSING:
-        problem = (
-            f"has no {', '.join(missing)}; a recipe says everything: `udaseg recipes cp NAME` "
-            "copies a shipped one to change, or give the changes alone, as KEY=VALUE"
-        )
-        document.problems.add(document.root.position, "", problem)
-        raise document.problems.failure()
-
-
-def _is_needed(part: Field[Any], written: Mapping[str, Any]) -> bool:
-    has_default = part.default is not MISSING or part.default_factory is not MISSING
-    return not has_default and part.name not in written
+def _shorten_missing(document: Document) -> None:
+    """Say in one line, with what to do, that a document has only some sections of a recipe."""
+    lines, start = document.problems.lines, f"{document.root.position}: "
+    missing = [
+        part.name
+        for part in fields(Recipe)
+        if any(line.startswith(f"{start}{part.name}: is missing") for line in lines)
+    ]
+    if len(missing) <= _MOST_MISSING:
+        return
+    lines[:] = [
+        f"{start}has no {', '.join(missing)}; a recipe says everything: `udaseg recipes cp NAME` "
+        "copies a shipped one to change, or give the changes alone, as KEY=VALUE",
+        *(
+            line
+            for line in lines
+            if not line.startswith(tuple(f"{start}{m}: is missing" for m in missing))
+        ),
+    ]
 
 
 def _override(root: MappingNode, overrides: Sequence[str], problems: Problems) -> None:
