@@ -156,6 +156,32 @@ def test_a_coco_file_outside_of_the_folder_of_the_yaml(tmp_path, monkeypatch, la
     assert label[10, 10] == 1
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_splits_with_folders_of_images_and_labels(suffix, caplog):
+    for split in ("train", "valid"):
+        _images(f"set/{split}/images/0", f"set/{split}/images/1", suffix=suffix)
+        _labels(f"set/{split}/labels/0", f"set/{split}/labels/1")
+    report = udaseg.init_dataset("city", "set", "set")
+    assert (report.counts, report.unpaired) == ({"train": 2, "val": 2}, 0)
+    prepared, label = _prepared(report)
+    assert prepared.counts == {"train": 2, "val": 2}
+    assert (label[10, 10], label[0, 0]) == (1, 0)
+    assert caplog.text == ""
+    report = udaseg.init_dataset("photos", "set")
+    assert report.counts == {"train": 8}
+    assert "4 of 8 images seem to be labels, such as set/train/labels/0.png" in caplog.text
+    assert "`udaseg init photos set set` reads them so" in caplog.text
+
+
+def test_masks_are_told_from_images_of_their_folder_by_their_names(caplog):
+    _images("set/0", "set/1")
+    _labels("set/0_mask", "set/1_mask")
+    report = udaseg.init_dataset("city", "set", "set")
+    assert (report.counts, report.label_format) == ({"train": 2}, "ids")
+    udaseg.init_dataset("photos", "set")
+    assert "2 of 4 images seem to be labels, such as set/0_mask.png" in caplog.text
+
+
 def test_images_alone():
     _images("photos/a", "photos/b/c")
     report = udaseg.init_dataset("target", "photos")
@@ -195,7 +221,7 @@ def test_labels_of_another_size_are_warned_of(caplog):
     ],
 )
 def test_what_cannot_be_guessed_is_refused(words, error, said):
-    _images("i/a", "i/b", "mixed/a", "mixed/a_mask")
+    _images("i/a", "i/b", "mixed/a", "mixed/b")
     Path("empty").mkdir()
     for number in range(9):
         files.put(Path(f"other/z{number}.json"), b"{}")

@@ -141,7 +141,8 @@ def init(
         files = count_text(report.unpaired, "image or label", "images and labels")
         print_line(f"{files} without a partner; `udaseg prepare` names them")
     file = shlex.quote(str(report.path))
-    print_line(f"next: check the classes in {file}, then udaseg prepare {file}")
+    check = "" if report.label_format is None else f"check the classes in {file}, then "
+    print_line(f"next: {check}udaseg prepare {file}")
 
 
 def tile(

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ _VOID = 255
 _FEW_IMAGES = 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _LOSSY = (".jpg", ".jpeg")
+_LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "gt", "ground_truth")
+_LABEL_ENDING = re.compile(r"[._-](mask|label|labelids|gt|seg|segmentation)s?$", re.IGNORECASE)
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _Path = str | os.PathLike[str]
 
@@ -112,6 +115,8 @@ def init_dataset(
         lines.append(f"root: {yaml_text(str(root))}")
     pictures = find_images(folders[0])
     guess = None if labels is None else _LabelGuess(pictures, folders[1], root)
+    if guess is None:
+        _warn_of_labels(name, folders[0], pictures)
     lines.append(f"images: {yaml_text(_glob(folders[0], pictures, root, guess))}")
     lines += [] if guess is None else guess.lines(path.parent.resolve())
     lines.append(_splits(pictures) if guess is not None else "splits: {train: 1.0}")
@@ -154,7 +159,8 @@ def _glob(folder: Path, pictures: Sequence[Path], root: Path, guess: "_LabelGues
     if labels & {path.resolve() for path in pictures}:  # in one folder, told apart by the suffix
         suffixes = {path.suffix.lower() for path in pictures if path.resolve() not in labels}
     name = f"*{suffixes.pop()}" if len(suffixes) == 1 else "*"
-    return _relative(folder, root, f"**/{name}")
+    below = "" if guess is None or guess.siblings is None else f"{guess.siblings[0]}/"
+    return _relative(folder, root, f"**/{below}{name}")
 
 
 def _relative(folder: Path, root: Path, below: str = "") -> str:
@@ -201,8 +207,39 @@ def _warn_of_sizes(pairs: Mapping[Path, Path]) -> None:
             )
 
 
-def _is_lossy(path: Path) -> bool:
-    return path.suffix.lower() in _LOSSY
+def _is_lossless(path: Path) -> bool:
+    return path.suffix.lower() not in _LOSSY
+
+
+def _seems_label(path: Path) -> bool:
+    """Return whether the folder or the end of the name is one that people give to labels."""
+    is_named = path.parent.name.lower() in _LABEL_FOLDERS or _LABEL_ENDING.search(path.stem)
+    return _is_lossless(path) and bool(is_named)
+
+
+def _warn_of_labels(name: str, folder: Path, pictures: Sequence[Path]) -> None:
+    """Warn if some of the images seem to be labels of the others."""
+    labels = list(filter(_seems_label, pictures))
+    if labels and len(labels) < len(pictures):
+        place = shlex.quote(str(folder))
+        log.warning(
+            "%s of %s images seem to be labels, such as %s; `udaseg init %s %s %s` reads them so",
+            f"{len(labels):,}",
+            f"{len(pictures):,}",
+            labels[0],
+            name,
+            place,
+            place,
+        )
+
+
+def _sibling_folders(paths: Mapping[Path, Path]) -> tuple[str, str] | None:
+    """Return the names of the folders of images and labels if they lie side by side everywhere."""
+    if any(image.parent.parent != label.parent.parent for image, label in paths.items()):
+        return None
+    names = {(image.parent.name, label.parent.name) for image, label in paths.items()}
+    pair = names.pop()
+    return pair if not names and pair[0] != pair[1] else None
 
 
 class _LabelGuess:
@@ -211,6 +248,7 @@ class _LabelGuess:
     def __init__(self, pictures: Sequence[Path], place: Path, root: Path) -> None:
         self.place, self.root = place, root
         self.group: LabelGroup | None = None
+        self.siblings: tuple[str, str] | None = None
         if place.is_file():
             self.files, self.content = [place], sample_shared(place)
             return
@@ -222,11 +260,12 @@ class _LabelGuess:
         own = {path.resolve() for path in pictures}
         labels = [path for path in self.files if path.resolve() not in own]
         if not labels:  # images and labels are in one folder
-            labels = [path for path in self.files if not _is_lossy(path)]
-            pictures = [path for path in pictures if _is_lossy(path)]
+            is_label = _seems_label if any(map(_seems_label, self.files)) else _is_lossless
+            labels = list(filter(is_label, self.files))
+            pictures = [path for path in pictures if not is_label(path)]
             if not labels or not pictures:
                 raise DataError(f"{place}: move labels to a folder without images")
-        if all(_is_lossy(path) for path in labels) and not any(map(_is_lossy, pictures)):
+        if not any(map(_is_lossless, labels)) and all(map(_is_lossless, pictures)):
             raise DataError(
                 f"{place}: these are JPEG images, which no labels are, and the images are none; "
                 "are IMAGES and LABELS swapped?"
@@ -234,6 +273,8 @@ class _LabelGuess:
         self.group = group_labels(pictures, labels)
         if self.group is not None:
             self.files = list(self.group.paths.values())
+            if any(place in image.parents for image in self.group.paths):
+                self.siblings = _sibling_folders(self.group.paths)
             self.content = sample_content(self.group.paths)
             _warn_of_sizes(self.group.paths)
         elif len(labels) <= len(_SPLITS) and is_document(labels[0]):
@@ -251,7 +292,8 @@ class _LabelGuess:
             below = "" if self.place.is_file() else f"**/*{self.files[0].suffix}"
             yield f"labels: {yaml_text(_relative(self.place, self.root, below))}"
         else:
-            names = f"**/*{group.label_ending}{group.suffix}"
+            below = "" if self.siblings is None else f"{self.siblings[1]}/"
+            names = f"**/{below}*{group.label_ending}{group.suffix}"
             yield f"labels: {yaml_text(_relative(self.place, self.root, names))}"
             endings = [each for each in (group.image_ending, group.label_ending) if each]
             if endings:
