@@ -148,6 +148,7 @@ REFUSED = [
     (["predict", "--source", "photos"], 2, "no option --source; did you mean IMAGES?"),
     (["predict", "photos", "--weights", "run"], 2, "'better'; did you mean --checkpoint?"),
     (["eval", "run", "--device", "cuda:0"], 5, "cuda:0 is not available: no driver of a GPU"),
+    (["eval", "run", "--device", "mps"], 5, "mps is not available"),
     (["eval", "run", "--data", "photos"], 3, "photos: has no labels, so it cannot be used for"),
     (["eval", "run", "--data", "plain"], 3, "plain: has no labels, so it cannot be used for"),
     (["features", "run", "--data", "plain", "--split", "x"], 3, "no split 'x'; it has train"),

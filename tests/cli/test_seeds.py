@@ -37,6 +37,15 @@ def three(root, tmp_path_factory):
     return out, output
 
 
+def test_a_seed_that_lost_its_scores_is_named(root, three, tmp_path):
+    out = tmp_path / "seeds"
+    shutil.copytree(three[0], out)
+    shutil.rmtree(out / "s1/eval")
+    output = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=tmp_path)
+    assert "s1 has no scores, so mean and spread leave it out; `udaseg eval" in output.stderr
+    assert "over 2 seeds" in output.stdout
+
+
 def test_each_seed_has_a_run_of_its_own_that_is_the_single_one(root, three, tmp_path):
     out, _ = three
     assert sorted(path.name for path in out.iterdir()) == ["s0", "s1", "s2", "seeds.json"]

@@ -45,6 +45,17 @@ def swept(root, tmp_path_factory):
     return out, output
 
 
+def test_settings_of_an_earlier_call_stay_in_the_table(root, swept, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(swept[0], out)
+    recipe = ("toyland/source_only", "optimizer.lr=1e-3,2e-3", "--seeds", "0")
+    output = udaseg(*words(root, out, *recipe), cwd=tmp_path)
+    names = [each["folder"] for each in json.loads((out / "sweep.json").read_text())["settings"]]
+    assert names == ["lr=1e-3", "lr=2e-3", "lr=1e-2"]
+    assert "lr=1e-2" in output.stdout
+    assert "lr=1e-2" in (out / "table.md").read_text()
+
+
 def miou(run):
     return json.loads((run / "eval/toyland-target-val/scores.json").read_text())["means"]["mIoU"]
 

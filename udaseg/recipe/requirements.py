@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import sys
 from pathlib import Path
 
 from udaseg.errors import EnvironmentFault, UsageError
@@ -45,6 +46,8 @@ def refuse_device(name: str) -> None:
     """
     if not DEVICE.fullmatch(name):
         raise UsageError(f"--device must be {DEVICES}, got {shortened(name)}")
+    if name.startswith("mps") and sys.platform != "darwin":
+        raise EnvironmentFault(f"{name} is not available: it is Apple's; use --device cpu")
     if name.startswith("cuda") and not may_have_gpu():
         raise EnvironmentFault(
             f"{name} is not available: no driver of a GPU was found; use --device cpu"
