@@ -94,12 +94,8 @@ def check_networks(
     """
     refuse_device(device)
     _refuse_each(refuse_without_checkpoint, runs)
-    check_data(data, root=root)
     if data is not None:
-        # imported here: a wrong word is refused before anything that reads images
-        from udaseg.data.open import refuse_unscorable
-
-        refuse_unscorable(data, split, scored=scored, root=root)
+        refuse_unknown_data(data, root, split, scored=scored)
 
 
 def check_output(path: Path, suffix: str, what: str, *, overwrite: bool = True) -> None:
@@ -176,8 +172,14 @@ def check_training(
     chosen_loggers(recipe.machine)
     refuse_device(recipe.machine.device)
     located = recipe if resume is None else with_located_data(recipe, resume)
-    check_data(*_other_data(located), sources=located.source.sets, root=root)
-    _check_splits(located, root)
+    check_data(sources=located.source.sets, root=root)
+    for name in located.source.sets:
+        refuse_unknown_data(name, root, located.source.split)
+    for name in located.target.sets if adapts(located) else ():
+        refuse_unknown_data(name, root, located.target.split)
+    validation = located.validation
+    if validation.data is not None:
+        refuse_unknown_data(validation.data, root, validation.split, scored=True)
 
 
 def check_start(out: Path | None, init: Path | None, *, overwrite: bool) -> None:
@@ -270,34 +272,22 @@ def _check_weights(recipe: Recipe) -> None:
         raise CheckpointError(f"{path}: no such weights file")
 
 
-def refuse_unknown_data(name: str, root: Path) -> None:
-    """Refuse a data set that does not exist, or a folder without images.
+def refuse_unknown_data(
+    name: str, root: Path, split: str | None = None, *, scored: bool = False
+) -> None:
+    """Refuse a data set, or a split of it, that does not exist, or that cannot be scored.
+
+    Args:
+        name: The data set as the user names it.
+        root: Folder of the prepared data sets.
+        split: The split that is named, if any.
+        scored: Whether predictions are compared with its labels.
 
     Raises:
-        DataError: There is no data set of that name, or the folder has no images.
+        DataError: There is no such data set or split, or it has no images, or no labels.
     """
     # imported here: a wrong word or recipe is refused before anything that reads images
-    from udaseg.data.open import refuse_unknown
+    from udaseg.data.open import refuse_unknown, refuse_unscorable
 
     refuse_unknown(name, root=root)
-
-
-def _check_splits(recipe: Recipe, root: Path) -> None:
-    """Refuse splits that the data of a run lack, and data without labels that are to be scored."""
-    # imported here: a wrong word or recipe is refused before anything that reads images
-    from udaseg.data.open import refuse_unscorable
-
-    for name in recipe.source.sets:
-        refuse_unscorable(name, recipe.source.split, scored=False, root=root)
-    for name in recipe.target.sets if adapts(recipe) else ():
-        refuse_unscorable(name, recipe.target.split, scored=False, root=root)
-    scored = recipe.validation.data
-    if scored is not None:
-        refuse_unscorable(scored, recipe.validation.split, scored=True, root=root)
-
-
-def _other_data(recipe: Recipe) -> Sequence[str]:
-    """Return the names of the data sets that a run reads beside its sources."""
-    targets = recipe.target.sets if adapts(recipe) else ()
-    scored = () if recipe.validation.data is None else (recipe.validation.data,)
-    return (*targets, *scored)
+    refuse_unscorable(name, split, scored=scored, root=root)

@@ -18,7 +18,7 @@ from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, r
 from tests.support.loading import replace_load
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
-from udaseg.errors import CheckpointError, DataError
+from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.inference import run_data
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.choices import Criterion
@@ -310,7 +310,7 @@ def test_python_gets_the_selection_as_an_object(home, capsys, monkeypatch):
     assert "USES TARGET LABELS" in marked.warning
     assert marked.to_json() == document(home, "selection-oracle.json")
     assert capsys.readouterr().out == ""
-    with pytest.raises(CheckpointError, match="no run was given"):
+    with pytest.raises(UsageError, match="give a path, or a list of one or more"):
         package.select([])
 
 

@@ -33,7 +33,7 @@ COMMANDS = {
         "select",
     ),
     *("export", "info", "verify", "demo", "methods", "grid", "features", "import", "sweep"),
-    *("init", "table"),
+    *("init", "table", "tile"),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
 from udaseg.errors import DataError
-from udaseg.recipe import loggers
+from udaseg.recipe import requirements
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.status import read_cost
 from udaseg.training.callbacks import collapse, keep_best
@@ -185,7 +185,7 @@ def board(monkeypatch):
     package = ModuleType("torch.utils.tensorboard")
     package.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
-    monkeypatch.setattr(loggers, "is_installed", lambda _: True)
+    monkeypatch.setattr(requirements, "is_installed", lambda _: True)
     Writer.instances = []
     return Writer
 
@@ -208,7 +208,7 @@ def test_tensorboard_gets_every_number_of_the_metrics(root, tmp_path, board):
 
 
 def test_without_the_package_the_default_is_silent(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(loggers, "is_installed", lambda _: False)
+    monkeypatch.setattr(requirements, "is_installed", lambda _: False)
     out = tmp_path / "run"
     output = adapt(root, out, method="dacs", steps=1)
     assert "ensor" not in output.stderr.replace("tensors", "")

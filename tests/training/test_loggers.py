@@ -22,7 +22,7 @@ from tests.support.text_record import TextRecord
 from tests.support.toy import TINY
 from udaseg.cli import options
 from udaseg.data.files.images import write_png
-from udaseg.recipe import loggers
+from udaseg.recipe import requirements
 from udaseg.recipe.load import load, to_dict
 from udaseg.recipe.stages import leaves
 from udaseg.training.callbacks.loggers.wandb import _earlier_id
@@ -157,7 +157,7 @@ def test_a_record_of_wandb_is_continued_unless_only_a_server_knows_its_steps(
 def test_a_logger_that_is_not_installed_is_refused_before_anything_runs(
     root, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(loggers, "is_installed", lambda _: False)
+    monkeypatch.setattr(requirements, "is_installed", lambda _: False)
     words = ["adapt", "toyland/dacs", *TINY, "--root", root, "--out", tmp_path / "run"]
     output = udaseg(*words, "--logger", name, cwd=tmp_path, expect=5)
     assert f"{name} is not installed; run pip install 'udaseg[{name}]'" in output.stderr
@@ -167,8 +167,8 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_runs(
 def test_a_folder_with_the_name_of_a_package_is_no_package(tmp_path, monkeypatch):
     (tmp_path / "some_logger").mkdir()  # as W&B writes ./wandb
     monkeypatch.syspath_prepend(tmp_path)
-    assert not loggers.is_installed("some_logger")
-    assert loggers.is_installed("json")
+    assert not requirements.is_installed("some_logger")
+    assert requirements.is_installed("json")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def trained(root, tmp_path_factory):
     """Return a run of two processes: one killed after step 5, one that resumed at step 4."""
     folder = tmp_path_factory.mktemp("trained")
     words = [*WORDS, "--root", str(root), "--out", "run"]
-    for name in filter(loggers.is_installed, ("wandb", "mlflow")):
+    for name in filter(requirements.is_installed, ("wandb", "mlflow")):
         words += ["--logger", name]
     with counted_connections() as (env, calls):
 

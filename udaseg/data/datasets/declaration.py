@@ -249,9 +249,7 @@ def read_declaration(
         EnvironmentFault: Several installed packages read the label format.
     """
     document = documents.read_document(path, DATASET_YAML)
-    if {"method", "optimizer"} <= document.root.entries.keys():
-        name = shortened(str(path), 300)
-        raise DataError(f"{name}: is a recipe, not a dataset YAML; `udaseg adapt {name}` runs it")
+    _refuse_recipe(document, path)
     if "base" in document.root.entries:
         document = _with_base(document)
     _refuse_empty(document.root, "", document)
@@ -301,6 +299,12 @@ def read_declaration(
 
 def _builtin_names() -> list[str]:
     return sorted(path.stem for path in _CATALOG.glob("*.yaml"))
+
+
+def _refuse_recipe(document: Document, path: Path) -> None:
+    if {"method", "optimizer"} <= document.root.entries.keys():
+        name = shortened(str(path), 300)
+        raise DataError(f"{name}: is a recipe, not a dataset YAML; `udaseg adapt {name}` runs it")
 
 
 def _refuse_empty(node: documents.Node, path: str, document: Document) -> None:

@@ -120,7 +120,7 @@ class PrepareOptions:
 def expand_names(names: Names) -> list[str]:
     """Return each name once, with toyland expanded to its two data sets."""
     expanded: list[str] = []
-    for name in one_or_more(names):
+    for name in [] if names in ([], ()) else one_or_more(names):
         expanded += TOYLAND if name == "toyland" else [name]
     return list(dict.fromkeys(expanded))
 
