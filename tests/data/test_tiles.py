@@ -95,6 +95,10 @@ def test_a_folder_that_holds_something_and_wrong_words_are_refused(city, tmp_pat
         udaseg.tile(city, tmp_path / "i", root=tmp_path)
     with pytest.raises(UsageError, match="at least 16 pixels, got 8"):
         udaseg.tile(city, tmp_path / "tiles", size=8, root=tmp_path)
+    for inside in ("i/train/tiles", "i/train/far/a/b"):
+        with pytest.raises(UsageError, match=r"lies in .*, a folder of the images"):
+            udaseg.tile(city, tmp_path / inside, root=tmp_path)
+    assert not (tmp_path / "i/train/tiles").exists()
     with pytest.raises(DataError, match="nope: no prepared dataset"):
         udaseg.tile("nope", tmp_path / "tiles", root=tmp_path)
     assert not (tmp_path / "tiles").exists()

@@ -57,7 +57,8 @@ def tile(
         The YAML, `OUT/NAME-tiles.yaml`, and the number of tiles.
 
     Raises:
-        UsageError: The folder holds something, or the size is below 16.
+        UsageError: The folder holds something, or lies in a folder of the images; or the size is
+            below 16.
         DataError: There is no such data set, or a file cannot be read.
         EnvironmentFault: The disk is full.
 
@@ -71,6 +72,7 @@ def tile(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: holds something; name an empty or a new folder")
     dataset = open_dataset(os.fspath(data), root=Path(root))
+    _refuse_folder_of_images(dataset, folder)
     jobs = [(split, each) for split, samples in dataset.splits.items() for each in samples]
     counts = dict.fromkeys(dataset.splits, 0)
     remaining = sum(sample.height * sample.width for _, sample in jobs)
@@ -88,6 +90,15 @@ def tile(
         path = folder / f"{dataset.name}-tiles.yaml"
         write_text(path, "\n".join([*_yaml_lines(dataset, size), ""]))
     return Tiles(path, counts)
+
+
+def _refuse_folder_of_images(dataset: PreparedDataset, folder: Path) -> None:
+    """Refuse to write among the images, where the tiles could be taken for images themselves."""
+    samples = itertools.chain.from_iterable(dataset.splits.values())
+    parents = {dataset.image_path(sample).resolve().parent for sample in samples}
+    for path in (place := folder.resolve(), *place.parents):
+        if path in parents:
+            raise UsageError(f"{folder}: lies in {path}, a folder of the images; name another one")
 
 
 def _cut(dataset: PreparedDataset, split: str, sample: Sample, folder: Path, size: int) -> int:
