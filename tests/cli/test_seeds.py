@@ -108,7 +108,7 @@ def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path)
     for name in ("s1", "s2"):
         assert_same(tensors(out / name), tensors(three[0] / name))
     again = udaseg(*words(root, out, "optimizer.lr=1e-5", "--seeds", "0,1"), cwd=tmp_path, expect=2)
-    assert "another recipe" in again.stderr
+    assert "optimizer.lr was 0.001 and is now 1e-05" in again.stderr
 
 
 @pytest.mark.slow

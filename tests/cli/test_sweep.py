@@ -171,7 +171,7 @@ def test_a_run_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypatc
     monkeypatch.setattr(Runner, "run", diverging)
     out = tmp_path / "out"
     output = udaseg(*words(root, out, "toyland/source_only", LR), cwd=tmp_path, expect=4)
-    assert "1 runs did not finish: lr=1e-2, seed 0: step 1: not finite" in output.stderr
+    assert "1 run did not finish: lr=1e-2, seed 0: step 1: not finite" in output.stderr
     assert (out / "table.md").read_text().startswith("| method | road")
 
 
