@@ -238,8 +238,12 @@ def test_a_folder_where_a_mask_should_be_is_never_removed():
 
 def test_only_what_is_no_image_is_bad_data():
     Path("a.gif").write_bytes(b"no")
-    with pytest.raises(DataError, match="none of 1 images"):
+    with pytest.raises(DataError, match=r"a\.gif: not an image; use its frames as images"):
         predict("a.gif")
+    assert not Path("masks").exists()
+    Path("a.png").write_bytes(b"no")
+    with pytest.raises(DataError, match="none of 1 images"):
+        predict("a.png")
 
 
 def test_a_closed_screen_is_not_taken_for_a_full_disk():

@@ -63,6 +63,7 @@ REFUSED = [
     (["eval", "run", "--fail-under", "x"], 2, "error: --fail-under must be a number, got x;"),
     (["predict", "photos", "--batch", "0"], 2, "--batch-size must be at least 1, got 0;"),
     (["report", "run", "--images", "99"], 2, "error: --images must be at most 40, got 99;"),
+    (["predict", "part.yaml", "--model", "run"], 3, "part.yaml: is not an image or a video"),
     (["predict", "nope.png"], 3, "nope.png: does not exist"),
     (["predict", "empty"], 3, "empty"),
     (["predict", "photos"], 2, "no finished run found"),

@@ -3,14 +3,14 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
 from udaseg.data.files.folders import refuse_run, suffixes_text
-from udaseg.data.files.images import IMAGE_SUFFIXES
+from udaseg.data.files.images import IMAGE_SUFFIXES, image_header
 from udaseg.data.files.video import VIDEO_SUFFIXES
 from udaseg.errors import DataError
 
@@ -85,6 +85,27 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
         suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
         raise DataError(f"{listed}: contains no images or videos ({suffixes})")
     return Inputs(tuple(images), tuple(folders))
+
+
+def refuse_other_files(images: Iterable[str]) -> None:
+    """Refuse inputs none of which is an image or a video, as their names and first bytes say.
+
+    Raises:
+        DataError: What the first one is.
+    """
+    others = []
+    for path in images:
+        if _suffix(path) in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+            return
+        try:
+            image_header(Path(path))
+        except DataError:
+            others.append(Path(path))
+        else:
+            return
+    if others:
+        refuse_unsupported(others[0])
+        raise DataError(f"{others[0]}: is not an image or a video")
 
 
 def _images_below(folder: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 
 from udaseg.data.files.bands import require_rasterio
 from udaseg.files import one_or_more
-from udaseg.prediction.inputs import resolve_inputs
+from udaseg.prediction.inputs import refuse_other_files, resolve_inputs
 from udaseg.prediction.options import PredictOptions
 from udaseg.prediction.outputs import refuse_existing
 from udaseg.prediction.plan import plan_outputs
@@ -142,6 +142,7 @@ def predict(
         model = newest_finished_run(Path("runs"))
     if isinstance(model, str | os.PathLike):
         refuse_without_checkpoint(Path(model))
+    refuse_other_files(resolved.images)
     # what is wrong so far is refused before torch is imported, which takes seconds
     from udaseg.prediction.predictions import stream, write_all
 
