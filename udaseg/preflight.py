@@ -107,20 +107,25 @@ def check_output(path: Path, suffix: str, what: str, *, overwrite: bool = True) 
     refuse_output(path, suffix, what, overwrite=overwrite)
 
 
-def check_data(*names: str | None, sources: Sequence[str] = (), root: Path) -> None:
+def check_data(
+    *names: str | None, sources: Sequence[str] = (), split: str | None = None, root: Path
+) -> None:
     """Refuse data sets that cannot be found, and folders of images as sources.
 
     Args:
         names: Data sets as the user names them; None is left out.
         sources: Data sets whose labels are trained on.
+        split: The split of the sources, if it is known.
         root: Folder of the prepared data sets.
 
     Raises:
         DataError: There is no data set of that name, or a folder has no images or no labels.
     """
-    for name in (*sources, *names):
-        if name is not None:
-            refuse_unknown_data(name, root)
+    for name in sources:
+        refuse_unknown_data(name, root, split)
+    for other in names:
+        if other is not None:
+            refuse_unknown_data(other, root)
     for name in sources:
         # imported here: a wrong word or recipe is refused before anything that reads images
         from udaseg.data.datasets.index import unlabelled_source
@@ -172,9 +177,7 @@ def check_training(
     chosen_loggers(recipe.machine)
     refuse_device(recipe.machine.device)
     located = recipe if resume is None else with_located_data(recipe, resume)
-    check_data(sources=located.source.sets, root=root)
-    for name in located.source.sets:
-        refuse_unknown_data(name, root, located.source.split)
+    check_data(sources=located.source.sets, split=located.source.split, root=root)
     for name in located.target.sets if adapts(located) else ():
         refuse_unknown_data(name, root, located.target.split)
     validation = located.validation
@@ -221,7 +224,7 @@ def check_sweep(
     Args:
         recipes: The recipes.
         words: The swept values, as `KEY=VALUE,VALUE`.
-        each: The changes that are made one at a time.
+        each: Changes that are each tried alone.
         out: Folder of all runs; None takes the default.
 
     Raises:

@@ -95,6 +95,8 @@ def refuse_unscorable(data: str, split: str | None, *, scored: bool, root: Path)
     Raises:
         DataError: There is no such split, or there are no labels.
     """
+    if split is None and not scored:
+        return  # an index of many images takes a while to read
     folder = prepared_folder(data, root)
     dataset = None if folder is None else read_index(folder)
     is_folder = is_image_folder(data, root=root)

@@ -84,14 +84,23 @@ def names_of_runs(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
+def refuse_file(folder: Path) -> None:
+    """Refuse a folder to write that is a file, or lies below one.
+
+    Raises:
+        UsageError: It is one, or lies below one.
+    """
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise UsageError(f"{path}: is a file; choose another --out")
+
+
 def refuse_existing_run(folder: Path, *, overwrite: bool, can_resume: bool = True) -> None:
     """Refuse a folder that a new run must not use; `overwrite` allows that of another run.
 
     The message names `--resume`, which an import does not have, only if `can_resume`.
     """
-    for path in (folder, *folder.parents):
-        if path.is_file():
-            raise UsageError(f"{path}: is a file; choose another --out")
+    refuse_file(folder)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     has_recipe = "recipe.yaml" in names
     is_run = has_recipe or _has_traces_of_run(folder)

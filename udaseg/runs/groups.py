@@ -14,7 +14,7 @@ from udaseg.files import read_json
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import changed_settings, numeric_settings, recipe_digest
-from udaseg.runs.folder import START_FILE, refuse_existing_run
+from udaseg.runs.folder import START_FILE, refuse_existing_run, refuse_file
 from udaseg.runs.manifests import digest_of_newest, refuse_missing_run, runs_in
 from udaseg.runs.records import Start, read_status
 from udaseg.text import shortened
@@ -88,8 +88,7 @@ def refuse_other_folder(folder: Path, record: str) -> None:
     Raises:
         UsageError: It holds other files, or is one.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; choose another --out")
+    refuse_file(folder)
     names = sorted(path.name for path in folder.glob("*"))
     if record in names:
         return
