@@ -95,16 +95,11 @@ PARTS = {
 }
 """What each part adds to DACS and the parts before it; mirror images come with class weights."""
 
-HARMFUL = ("method.mixing.share_over=class",)
-"""Words of a part that lost so much that the parts after it do without them."""
-
-
 def chain_of_parts() -> dict[str, tuple[str, ...]]:
     """Return the rows of the parts, the first of which is source-only training."""
     rows, words = {"source_only": ("synstreet_camvid/source_only",)}, ("synstreet_camvid/dacs",)
     for name, added in PARTS.items():
-        rows[name] = (*words, *added)
-        words = tuple(word for word in rows[name] if word not in HARMFUL)
+        rows[name] = words = (*words, *added)
     return rows
 
 

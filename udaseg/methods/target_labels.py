@@ -1,13 +1,12 @@
 """The teacher's output for target images, and how much their pixels count."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import world_size
 from udaseg.methods.fused import float32_products
 from udaseg.methods.pixel_loss import count_classes
@@ -97,17 +96,20 @@ class ClassPrior(nn.Module):
 
 
 class TargetWeights(nn.Module):
-    """How much target pixels count: the share of those that the teacher is sure of.
+    """How much target pixels count, from how sure the teacher is of them.
 
-    The share is that of all images, of the image of a pixel, or of the pixels of its pseudo-class.
-    A pixel of a class is sure at the class's own limit: the quantile of its confidence in the steps
-    before, or `mixing.confidence` if that is lower, or if the class was never predicted. The
-    quantile is read from a histogram of 100 bins that fades by 0.99 a step, and rounded down to the
-    start of a bin.
+    All count as much as the share of sure pixels, that of the batch or of their image. By class,
+    there is no share: a sure pixel counts fully, and another not at all. A pixel of a class is sure
+    at the class's own limit: the quantile of its confidence in the steps before, or
+    `mixing.confidence` if that is lower, or if the class was never predicted. The quantile is read
+    from a histogram of 100 bins that fades by 0.99 a step, and rounded down to the start of a bin.
 
     Args:
         spec: Says of what the share is, and when a pixel is sure.
         num_classes: K.
+
+    Reference:
+        Zou et al., CBST (2018) for labels chosen from each class's most confident pixels.
     """
 
     histogram: Tensor
@@ -134,22 +136,18 @@ class TargetWeights(nn.Module):
 
     def numbers(self, labels: Tensor, confidence: Tensor) -> dict[str, Tensor]:
         """Return what has to be summed over ranks, for labels and confidence (B, H, W)."""
-        if self.spec.share_over == "image":
-            return {}
-        if self.spec.share_over == "batch":
-            return {"share": self.share_of_images(confidence).mean(0, keepdim=True)}
-        sure = torch.where(confidence >= self.limits()[labels.long()], labels, IGNORE)
-        # image by image, because each pixel has a number for each class
-        return {
-            "pixels": _sum_of(count_classes(image, self.num_classes) for image in labels),
-            "sure": _sum_of(count_classes(image, self.num_classes) for image in sure),
-            "histogram": _class_histogram(labels, confidence, self.num_classes),
-        }
+        match self.spec.share_over:
+            case "batch":
+                return {"share": self.share_of_images(confidence).mean(0, keepdim=True)}
+            case "image":
+                return {}
+            case "class":
+                return {"histogram": _class_histogram(labels, confidence, self.num_classes)}
 
     def weight(self, labels: Tensor, confidence: Tensor, totals: Mapping[str, Tensor]) -> Tensor:
         """Return the weight of each pixel from `numbers` summed over ranks.
 
-        It is (B, 1, 1) of each image, (1, 1, 1) of all, or (B, H, W) of the pixels of classes.
+        It is (B, 1, 1) of each image, (1, 1, 1) of all, or (B, H, W) of each pixel.
         """
         match self.spec.share_over:
             case "batch":
@@ -157,14 +155,7 @@ class TargetWeights(nn.Module):
             case "image":
                 return self.share_of_images(confidence)
             case "class":
-                shares = totals["sure"].double() / totals["pixels"].clamp_min(1)
-                return shares.float()[labels.long()]
-
-    def sure_share(self, weight: Tensor, totals: Mapping[str, Tensor]) -> Tensor:
-        """Return the share of sure pixels that is reported, from `weight` and its totals."""
-        if self.spec.share_over == "class":
-            return (totals["sure"].sum() / totals["pixels"].sum()).float()
-        return weight.mean()
+                return (confidence >= self.limits()[labels.long()]).float()
 
     def update(self, totals: Mapping[str, Tensor]) -> None:
         """Remember the confidence of a step, from those `numbers` that are `REMEMBERED`."""
@@ -175,10 +166,6 @@ class TargetWeights(nn.Module):
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Return the pixels of each class in every fourth row and column of (B, H, W) labels, (K,)."""
     return count_classes(labels[:, ::_STRIDE, ::_STRIDE], num_classes)
-
-
-def _sum_of(counts: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(counts)).sum(0)
 
 
 def _class_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
@@ -193,4 +180,4 @@ def _class_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -> Te
         for found, place in zip(labels[every].flatten(1), places, strict=True):
             is_class = (found == classes[:, None]).float()
             counts.append(is_class @ (place[:, None] == bins).float())
-    return _sum_of(counts)
+    return torch.stack(counts).sum(0)

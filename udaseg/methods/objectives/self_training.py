@@ -256,8 +256,7 @@ class SelfTraining(Objective):
             **numbers,
         )
         weight = self.weights.weight(*given, totals)
-        sure = self.weights.sure_share(weight, totals)
-        figures = _figures(context, sure, totals["predicted"])
+        figures = _figures(context, weight.mean(), totals["predicted"])
         seen = {name: totals[name] for name in REMEMBERED if name in totals}
         return weight, totals, {"figures": figures, "predicted_counts": predicted, "seen": seen}
 
