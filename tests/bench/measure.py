@@ -95,6 +95,7 @@ PARTS = {
 }
 """What each part adds to DACS and the parts before it; mirror images come with class weights."""
 
+
 def chain_of_parts() -> dict[str, tuple[str, ...]]:
     """Return the rows of the parts, the first of which is source-only training."""
     rows, words = {"source_only": ("synstreet_camvid/source_only",)}, ("synstreet_camvid/dacs",)
