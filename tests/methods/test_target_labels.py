@@ -5,8 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tests.methods.test_self_training import CLASSES, _batch, _objective, _step, _trainer
+from tests.methods.test_self_training import (
+    CLASSES,
+    _batch,
+    _objective,
+    _regional,
+    _step,
+    _trainer,
+)
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.target_labels import TargetWeights
@@ -51,6 +59,42 @@ def test_a_mirrored_teacher_gives_the_mean_of_both_probabilities():
     torch.testing.assert_close(again.flip(-1), context.target_output.logits)
     view = cell_view(context.target_output, None)
     assert torch.equal(view.predictions, expected.argmax(1))
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1.5, (48, 72)), (0.5, (16, 24))])
+def test_labels_of_images_at_another_scale_are_those_of_the_resized_images(scale, size):
+    objective = _sharp(labelling(_objective(), scale=scale, mirror=True))
+    images = to_unit_range(_batch().target_images)
+    resized = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    plain, mirrored = (
+        objective.teacher(each).logits.softmax(1) for each in (resized, resized.flip(-1))
+    )
+    labels, confidence = pseudo_labels(((plain + mirrored.flip(-1)) / 2).log(), (32, 48))
+    context = objective._teach(_batch())
+    assert torch.equal(context.target_labels, labels)
+    torch.testing.assert_close(context.target_confidence, confidence)
+    own = labelling(objective, scale=1.0)._teach(_batch()).target_labels
+    assert (labels != own).any(), "the scale counts"
+    assert labels.shape == own.shape
+
+
+def test_regularizers_see_the_teachers_output_at_the_students_size():
+    objective = _sharp(labelling(_objective(_regional()), scale=2))
+    context = objective._teach(_batch())
+    assert context.label_output.features.shape[-2:] == (8, 12)
+    assert context.target_output.features.shape[-2:] == context.grid == (4, 6)
+    own = objective.teacher(to_unit_range(_batch().target_images), embed=True)
+    assert torch.equal(context.target_output.embeddings, own.embeddings)
+    assert objective(_batch()).total.isfinite()
+
+
+def test_the_prior_is_that_of_the_labels_of_resized_images():
+    objective = labelling(_corrected("uniform"), scale=1.5)
+    images = to_unit_range(_batch().target_images)
+    resized = F.interpolate(images, (48, 72), mode="bilinear", antialias=True)
+    expected = objective.teacher(resized).logits.softmax(1).mean((0, 2, 3))
+    objective.after_step(0, objective(_batch()))
+    torch.testing.assert_close(objective.prior.of_teacher, expected)
 
 
 PER_CLASS = Mixing(ignore_is_class=False, confidence=0.9, share_over="class", class_quantile=0.8)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.distributed import world_size
@@ -38,6 +39,12 @@ def ask_teacher(teacher: Teacher, images: Tensor, *, embed: bool, mirror: bool) 
     logs = [each.logits.float().log_softmax(1) for each in (output, mirrored)]
     mean = torch.logaddexp(logs[0], logs[1].flip(-1)) - math.log(2)
     return replace(output, logits=mean)
+
+
+def enlarged(images: Tensor, scale: float) -> Tensor:
+    """Return images (B, 3, H, W) at this multiple of their size."""
+    size = [round(side * scale) for side in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class ClassPrior(nn.Module):

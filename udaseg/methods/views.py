@@ -169,7 +169,9 @@ class StepContext:
         augment: The strong augmentation of the student's images.
         source: (B, 3, H, W) source images in [0, 1].
         target: (B, 3, H, W) target images in [0, 1].
-        target_output: Output of the teacher.
+        target_output: Output of the teacher for the target images.
+        label_output: That of which the pseudo-labels are: another one if the teacher labels the
+            images at another scale.
         target_labels: (B, H, W) uint8, the teacher's pseudo-labels.
         target_confidence: (B, H, W), the teacher's probability of its pseudo-labels.
         ignore_rows: (top, bottom) rows of the target whose pseudo-labels are not trained on.
@@ -182,6 +184,7 @@ class StepContext:
     source: Tensor
     target: Tensor
     target_output: SegmenterOutput
+    label_output: SegmenterOutput
     target_labels: Tensor
     target_confidence: Tensor
     ignore_rows: tuple[int, int] = (0, 0)

@@ -56,6 +56,8 @@ class Teacher:
     """Label a target image by the mean of the probabilities for it and for its mirror image, as in
     VFM-UDA; a second pass of the teacher.
     """
+    scale: Annotated[float, Interval(ge=0.5, le=4)] = 1.0
+    """Label target images at this multiple of their size. Regularizers take a further pass."""
     prior: Prior | None = None
     """Correct the probabilities for the frequencies of the classes; off by default. Pseudo-labels
     and their confidence come from the corrected ones.
@@ -100,9 +102,8 @@ class Mixing:
     the weight of all target pixels. 0.968 in DACS.
     """
     share_over: Literal["batch", "image", "class"]
-    """Compute this share over the whole `batch`, as in DACS, or each `image`. With `class` there is
-    no share: the confident pixels of each pseudo-class count fully, the others not at all; see
-    `class_quantile`.
+    """Of the `batch`, as in DACS, or of each `image`. With `class`, there is no share: confident
+    pixels of each pseudo-class count fully and others not at all; see `class_quantile`.
     """
     classes_of: Literal["image", "batch"] = "image"
     """An image is given half of its own classes, as in DACS, or half of those in the whole `batch`,
@@ -113,9 +114,8 @@ class Mixing:
     and SePiCo, for the upper edge and the car's hood in Cityscapes.
     """
     class_quantile: Annotated[float, Interval(ge=0, le=1)] = 0.8
-    """With `share_over: class`, a pixel is confident at or above this quantile of the confidence of
-    its class in the steps before, or at `confidence` if that is lower. 0.8 in CBST at first,
-    and 0.5 at last.
+    """With `share_over: class`, pixels are confident from this quantile of the confidence of their
+    class in the steps before, or from `confidence` if that is lower. 0.8 to 0.5 in CBST.
     """
 
 

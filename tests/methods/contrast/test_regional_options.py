@@ -203,7 +203,8 @@ def test_a_square_covers_no_cell_of_the_row_and_column_that_round_up():
         augment=lambda images, _: images,
         source=torch.zeros_like(images),
         target=images,
-        target_output=SegmenterOutput(torch.zeros(2, 5, 5, 7), features, None),
+        target_output=(output := SegmenterOutput(torch.zeros(2, 5, 5, 7), features, None)),
+        label_output=output,
         target_labels=labels,
         target_confidence=labels.float(),
     )

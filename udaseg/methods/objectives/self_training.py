@@ -27,6 +27,7 @@ from udaseg.methods.target_labels import (
     TargetWeights,
     ask_teacher,
     class_counts,
+    enlarged,
 )
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
@@ -197,13 +198,12 @@ class SelfTraining(Objective):
         source, target = self.source_images(batch), self.target_images(batch)
         if self.spec.target_crop.tries > 0:
             target = self._chosen_crop(target, batch)
-        need = self._needs(batch.step).get(TARGET)
-        embed, mirror = need is not None and need.embed, self.spec.teacher.mirror
-        output = ask_teacher(self.teacher, target, embed=embed, mirror=mirror)
-        if self.prior is not None:
-            output = self.prior.corrected(output)
+        scale = self.spec.teacher.scale
+        label_output = output = self._ask(target if scale == 1 else enlarged(target, scale), batch)
+        if scale != 1 and self.regularizers:
+            output = self._ask(target, batch)  # on the student's grid of cells
         labels, confidence = pseudo_labels(
-            output.logits, target.shape[-2:], align_corners=self.student.align_corners
+            label_output.logits, target.shape[-2:], align_corners=self.student.align_corners
         )
         return StepContext(
             batch=batch,
@@ -213,10 +213,18 @@ class SelfTraining(Objective):
             source=source,
             target=target,
             target_output=output,
+            label_output=label_output,
             target_labels=labels,
             target_confidence=confidence,
             ignore_rows=self.spec.mixing.ignore_rows,
         )
+
+    def _ask(self, images: Tensor, batch: Batch) -> SegmenterOutput:
+        """Return the teacher's output for target images, corrected for the class prior."""
+        need = self._needs(batch.step).get(TARGET)
+        embed, mirror = need is not None and need.embed, self.spec.teacher.mirror
+        output = ask_teacher(self.teacher, images, embed=embed, mirror=mirror)
+        return output if self.prior is None else self.prior.corrected(output)
 
     def _chosen_crop(self, images: Tensor, batch: Batch) -> Tensor:
         """Return crops of the target, as large as the source's, that its labels choose."""
@@ -246,7 +254,7 @@ class SelfTraining(Objective):
         predicted = class_counts(context.target_labels, self.num_classes)
         numbers = self.weights.numbers(*given)
         if self.prior is not None:
-            numbers |= self.prior.numbers(context.target_output, source_labels)
+            numbers |= self.prior.numbers(context.label_output, source_labels)
         totals = reduce_with_counts(
             sums,
             views,
@@ -406,7 +414,7 @@ def _figures(context: StepContext, sure: Tensor, counts: Tensor) -> dict[str, Te
         "confidence": context.target_confidence.mean(),
         "top_class": (counts.max() / counts.sum()).float(),
         # at the resolution of the logits, where the cost is negligible
-        "uncertainty": normalised_entropy(context.target_output.logits).mean(),
+        "uncertainty": normalised_entropy(context.label_output.logits).mean(),
     }
 
 
