@@ -77,6 +77,7 @@ PARTS = {
     "warm_self_training": ("method.warm_up=0.263",),
     "masking": ("method.masking={kind: block, size: 14, ratio: 0.7, weight: 1}",),
     "class_weights": ("method.mixing.share_over=class", "method.teacher.mirror=true"),
+    "larger_labels": ("method.teacher.scale=1.5",),
     "prior": ("method.teacher.prior={exponent: 0.25, towards: source, momentum: 0.99}",),
     "rare_class_sampling": (
         "source.sampling=rare_class",
