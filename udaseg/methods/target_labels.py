@@ -20,7 +20,9 @@ REMEMBERED = ("histogram", "probability", "source_classes")
 
 _RAREST = 1e-4
 _STRIDE = 4
-_BINS = 100
+_BINS = 150
+_LOWEST, _PER_UNIT = -3.0, 10
+"""Bins of log(p / (1 - p)): from p = 0.05 in steps of 0.025 at 0.5, and of 0.001 at 0.99."""
 _MOMENTUM = 0.99
 
 
@@ -109,7 +111,7 @@ class TargetWeights(nn.Module):
     there is no share: a sure pixel counts fully, and another not at all. A pixel of a class is sure
     at the class's own limit: the quantile of its confidence in the steps before, or
     `mixing.confidence` if that is lower, or if the class was never predicted. The quantile is read
-    from a histogram of 100 bins that fades by 0.99 a step, and rounded down to the start of a bin.
+    from a histogram that fades by 0.99 a step, and rounded down to the start of a bin.
 
     Args:
         spec: Says of what the share is, and when a pixel is sure.
@@ -134,7 +136,7 @@ class TargetWeights(nn.Module):
             below = self.histogram @ upwards  # cumsum has no deterministic form on a GPU
         total = below[:, -1:]
         bins = (below < self.spec.class_quantile * total).sum(1, keepdim=True)
-        lowest = torch.where(total > 0, bins / _BINS, 1.0)[:, 0]
+        lowest = torch.where(total > 0, (_LOWEST + bins / _PER_UNIT).sigmoid(), 1.0)[:, 0]
         return lowest.clamp(max=self.spec.confidence)
 
     def share_of_images(self, confidence: Tensor) -> Tensor:
@@ -180,7 +182,8 @@ def _class_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -> Te
     device = labels.device
     classes, bins = (torch.arange(count, device=device) for count in (num_classes, _BINS))
     every = (..., slice(None, None, _STRIDE), slice(None, None, _STRIDE))
-    places = (confidence[every] * _BINS).long().clamp(max=_BINS - 1).flatten(1)
+    places = (confidence[every].float().logit(1e-6) - _LOWEST) * _PER_UNIT
+    places = places.long().clamp(0, _BINS - 1).flatten(1)
     counts = []
     with float32_products(device):
         # products of ones, because counting at indices is atomic or sorted on a GPU
