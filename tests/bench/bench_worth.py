@@ -3,66 +3,139 @@
     python -m tests.bench.bench_worth [FILE]
 
 Reads the results of `tests.bench.measure`, or another file of such lines, judges each comparison
-again by the rule of today, and prints it beside the mIoU on target labels. A difference below one
-point of mIoU counts as none. To try another rule, change the constants of
+again by the rule of today, and prints it beside the mIoU on target labels, as Markdown. Then it
+prints what would be gained by following the verdict (the adapted network, unless it is `worse`),
+beside adapting always and never. To try another rule, change the constants of
 `udaseg/selection/verdict.py` and run this again: no network is run.
 """
 
 import json
+import statistics
 import sys
-from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from tests.bench.measure import RESULTS, Job, read_results, source_only
-from udaseg.runs.worth import Worth
+from tests.bench.measure import RESULTS
+from udaseg.runs.worth import Verdict, Worth
 from udaseg.selection.verdict import judge
 
 _NO_DIFFERENCE = 1.0
+"""Networks that differ by fewer points of mIoU are equally good."""
 _STORED = TypeAdapter(Worth)
+_PREFERS = {"adapted": "better", "baseline": "worse", None: "unclear"}
 Result = dict[str, Any]
 
 
-def points_won(result: Result, by_name: dict[str, Result]) -> float | None:
-    """Return mIoU minus that of the network compared with; None if that was not scored."""
-    before = result.get("warm")
-    if before is None:
-        before = by_name.get(source_only(Job(result["name"], ())).name)
-    return None if before is None else float(result["miou"] - before["miou"])
+@dataclass(frozen=True)
+class Case:
+    """One comparison, as it was judged, and the truth.
+
+    Attributes:
+        line: Its line in the file of results, from 1.
+        run: Name of the job.
+        against: What the adapted network was compared with.
+        won: mIoU of the adapted network minus that of the network compared with, in points.
+        verdict: Without target labels.
+        criteria: What each criterion says alone.
+    """
+
+    line: int
+    run: str
+    against: str
+    won: float
+    verdict: Verdict
+    criteria: dict[str, str]
+
+    @property
+    def differs(self) -> bool:
+        return abs(self.won) >= _NO_DIFFERENCE
+
+    @property
+    def advice(self) -> str:
+        """Whether the choice that the verdict makes, or none, is right."""
+        if not self.differs:
+            return "equal"
+        if self.verdict == "unclear":
+            return "open"
+        return "right" if (self.verdict == "better") == (self.won > 0) else "**wrong**"
 
 
-def outcome(verdict: str, won: float) -> str:
-    """Return whether a verdict fits the points that were won: right, wrong or open."""
-    if verdict == "unclear" or abs(won) < _NO_DIFFERENCE:
-        return "open"
-    return "right" if (verdict == "better") == (won > 0) else "wrong"
+def read_cases(lines: Sequence[str]) -> list[Case]:
+    """Return the comparisons of a file of results, in its order."""
+    results = [json.loads(line) for line in lines]
+    by_name = {each["name"]: each for each in results}
+    cases = []
+    for number, result in enumerate(results, start=1):
+        group, _, seed = result["name"].split("/")
+        before = by_name.get(f"{group}/source_only/{seed}")
+        for key, against, network in (
+            ("worth", "its warm-up", result.get("warm")),
+            ("worth_source_only", "source only", before),
+        ):
+            if key in result and network is not None:
+                worth = judge(_STORED.validate_python(result[key]))
+                criteria = {row.name: _PREFERS[row.prefers] for row in worth.criteria}
+                won = result["miou"] - network["miou"]
+                case = Case(number, result["name"], against, won, worth.verdict, criteria)
+                cases.append(case)
+    return cases
+
+
+def summary(cases: Sequence[Case]) -> list[str]:
+    """Return what three ways to choose a network gain over the one before, as a Markdown table."""
+    unequal = [case for case in cases if case.differs]
+    hurt = [case for case in unequal if case.won < 0]
+    ways: dict[str, Callable[[Case], bool]] = {
+        "follow the verdict": lambda case: case.verdict != "worse",
+        "always adapt": lambda _: True,
+        "never adapt": lambda _: False,
+    }
+    rows = [
+        "| | right choices | gain, points of mIoU | harm taken | false alarms |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, adapts in ways.items():
+        right = sum(adapts(case) == (case.won > 0) for case in unequal)
+        gain = statistics.mean(case.won * adapts(case) for case in cases)
+        taken = sum(map(adapts, hurt))
+        alarms = sum(not adapts(case) and case.won > 0 for case in unequal)
+        rows.append(
+            f"| {name} | {right} of {len(unequal)} | {gain:+.2f} | {taken} of {len(hurt)} "
+            f"| {alarms} of {len(unequal) - len(hurt)} |"
+        )
+    return rows
+
+
+def by_criterion(cases: Sequence[Case]) -> list[str]:
+    """Return how often verdict and criteria were right about unequal networks, as a table."""
+    rows = ["| | right | wrong | unclear |", "|---|---:|---:|---:|"]
+    unequal = [case for case in cases if case.differs]
+    words: dict[str, list[str]] = {"verdict": [case.verdict for case in unequal]}
+    for name in dict.fromkeys(name for case in cases for name in case.criteria):
+        words[name] = [case.criteria.get(name, "unclear") for case in unequal]
+    for name, said in words.items():
+        truth = ["better" if case.won > 0 else "worse" for case in unequal]
+        right = sum(word == true for word, true in zip(said, truth, strict=True))
+        unclear = said.count("unclear")
+        rows.append(f"| {name} | {right} | {len(said) - right - unclear} | {unclear} |")
+    return rows
 
 
 def main() -> None:
-    """Print a line for each comparison, then how often verdict and criteria were right."""
-    lines = Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS)
-    results = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    results = read_results() if lines == RESULTS else results
-    by_name = {result["name"]: result for result in results}
-    counts: dict[str, Counter[str]] = {"verdict": Counter()}
-    for result in results:
-        won = points_won(result, by_name)
-        if not result.get("worth") or won is None:
-            continue
-        worth = judge(_STORED.validate_python(result["worth"]))
-        how = outcome(worth.verdict, won)
-        sys.stdout.write(
-            f"{result['name']:40} {won:+6.2f} {worth.verdict:8} {how:6} {worth.reason}\n"
-        )
-        counts["verdict"][how] += 1
-        for row in worth.criteria:
-            word = {"adapted": "better", "baseline": "worse", None: "unclear"}[row.prefers]
-            counts.setdefault(row.name, Counter())[outcome(word, won)] += 1
-    for name, count in counts.items():
-        told = ", ".join(f"{count[how]} {how}" for how in ("right", "wrong", "open"))
-        sys.stdout.write(f"{name:10} {told}\n")
+    """Print the cases, what following the verdict gains, and how good each criterion is."""
+    file = Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS)
+    cases = read_cases(file.read_text(encoding="utf-8").splitlines())
+    rows = ["| line | run | against | won | verdict | |", "|---:|---|---|---:|---|---|"]
+    rows += [
+        f"| {case.line} | {case.run} | {case.against} | {case.won:+.1f} | {case.verdict} "
+        f"| {case.advice} |"
+        for case in cases
+    ]
+    sys.stdout.write("\n".join([*rows, "", *summary(cases), "", *by_criterion(cases)]) + "\n")
 
 
 if __name__ == "__main__":

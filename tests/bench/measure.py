@@ -255,20 +255,19 @@ class Worker:
         warm = newest(folder / "checkpoints" / "warm_up")
         if warm is not None:
             result["warm"] = percents(self._json(job, "eval", str(warm)))
-        worth = self._worth(job)
-        return result | ({"worth": worth} if worth else {})
+        return result | self._worth(job)
 
     def _worth(self, job: Job) -> Result:
-        """Return the comparison with the warm network, else with source-only training; or {}."""
-        file, before = job.folder / "worth.json", source_only(job)
-        is_done = before != job and read(before.folder / "status.json").get("state") == "done"
-        if not file.is_file() and is_done:
-            words = ("--worth-it", str(job.folder), "--baseline", str(before.folder))
-            self._command(job, "select", *words)
-        worth = read(file)
-        for network in ("adapted", "baseline") if worth else ():
-            worth[network]["checkpoint"] = Path(worth[network]["checkpoint"]).name
-        return worth
+        """Return the comparisons with the run's own warm network and with source-only training."""
+        folder, before = job.folder, source_only(job)
+        found = {"worth": read(folder / "worth.json")}
+        if before != job and read(before.folder / "status.json").get("state") == "done":
+            words = ("--worth-it", str(folder), "--baseline", str(before.folder))
+            found["worth_source_only"] = self._json(job, "select", *words)
+        for worth in found.values():
+            for network in ("adapted", "baseline") if worth else ():
+                worth[network]["checkpoint"] = Path(worth[network]["checkpoint"]).name
+        return {key: worth for key, worth in found.items() if worth}
 
     def _json(self, job: Job, *words: str) -> Result:
         with job.folder.with_suffix(".json").open("w+", encoding="utf-8") as file:
@@ -379,9 +378,7 @@ def _score_lines(rows: dict[str, dict[int, Result]], chained: bool) -> list[str]
         cells += [
             _mean(seeds, lambda each, key=key: each[key]["miou"]) for key in ("teacher", "warm")
         ]
-        cells.append(
-            ", ".join(each["worth"]["verdict"] for each in seeds.values() if "worth" in each)
-        )
+        cells.append(", ".join(verdict for each in seeds.values() if (verdict := _verdict(each))))
         cells.append(_mean(seeds, lambda each: each["cpu_minutes"]))
         lines.append(_line(cells))
         before = seeds
@@ -408,6 +405,12 @@ def _mean(seeds: dict[int, Result], value: Callable[[Result], float]) -> str:
         return f"{statistics.mean(value(each) for each in seeds.values()):.1f}"
     except KeyError:
         return ""
+
+
+def _verdict(result: Result) -> str:
+    """Return the verdict on a run and its warm network, else source-only training; or nothing."""
+    worth = result.get("worth", result.get("worth_source_only", {}))
+    return str(worth.get("verdict", ""))
 
 
 def _difference(seeds: dict[int, Result], others: dict[int, Result]) -> str:
