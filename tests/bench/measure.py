@@ -98,10 +98,14 @@ PARTS = {
 
 
 def chain_of_parts() -> dict[str, tuple[str, ...]]:
-    """Return the rows of the parts, the first of which is source-only training."""
+    """Return the rows of the parts, the first of which is source-only training.
+
+    The rows after rare-class sampling have what the row before the prior has, because both lost.
+    """
     rows, words = {"source_only": ("synstreet_camvid/source_only",)}, ("synstreet_camvid/dacs",)
     for name, added in PARTS.items():
-        rows[name] = words = (*words, *added)
+        rows[name] = (*words, *added)
+        words = rows["larger_labels" if name == "rare_class_sampling" else name]
     return rows
 
 
