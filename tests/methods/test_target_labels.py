@@ -78,6 +78,13 @@ def test_labels_of_images_at_another_scale_are_those_of_the_resized_images(scale
     assert labels.shape == own.shape
 
 
+def test_a_scale_of_null_is_that_of_the_network(monkeypatch):
+    objective = labelling(_objective(), scale=None)
+    assert objective._teach(_batch()).label_output.features.shape[-2:] == (4, 6)
+    monkeypatch.setattr(type(objective.student.backbone), "has_tokens", True)
+    assert objective._teach(_batch()).label_output.features.shape[-2:] == (6, 9)
+
+
 def test_regularizers_see_the_teachers_output_at_the_students_size():
     objective = _sharp(labelling(_objective(_regional()), scale=2))
     context = objective._teach(_batch())

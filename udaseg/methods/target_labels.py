@@ -12,13 +12,15 @@ from udaseg.distributed import world_size
 from udaseg.methods.fused import float32_products
 from udaseg.methods.pixel_loss import count_classes
 from udaseg.methods.teacher import Teacher
-from udaseg.models.segmenter import SegmenterOutput
+from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import Mixing, Prior
+from udaseg.recipe.methods import Teacher as TeacherSpec
 
 REMEMBERED = ("histogram", "probability", "source_classes")
 """Names of the sums over ranks that a step adds to the state."""
 
 _RAREST = 1e-4
+_SCALE_OF_TOKENS = 1.5
 _STRIDE = 4
 _BINS = 150
 _LOWEST, _PER_UNIT = -3.0, 10
@@ -41,6 +43,13 @@ def ask_teacher(teacher: Teacher, images: Tensor, *, embed: bool, mirror: bool) 
     logs = [each.logits.float().log_softmax(1) for each in (output, mirrored)]
     mean = torch.logaddexp(logs[0], logs[1].flip(-1)) - math.log(2)
     return replace(output, logits=mean)
+
+
+def label_scale(spec: TeacherSpec, student: Segmenter) -> float:
+    """Return the multiple of their size at which target images are labelled."""
+    if spec.scale is not None:
+        return spec.scale
+    return _SCALE_OF_TOKENS if student.backbone.has_tokens else 1.0
 
 
 def enlarged(images: Tensor, scale: float) -> Tensor:

@@ -56,8 +56,9 @@ class Teacher:
     """Label a target image by the mean of the probabilities for it and for its mirror image, as in
     VFM-UDA; a second pass of the teacher.
     """
-    scale: Annotated[float, Interval(ge=0.5, le=4)] = 1.0
-    """Label target images at this multiple of their size. Regularizers take a further pass."""
+    scale: Annotated[float, Interval(ge=0.5, le=4)] | None = 1.0
+    """Label target images at this multiple of their size; null is 1.5 for plain ViTs, 1 for others.
+    """
     prior: Prior | None = None
     """Correct the probabilities for the frequencies of the classes; off by default. Pseudo-labels
     and their confidence come from the corrected ones.

@@ -28,6 +28,7 @@ from udaseg.methods.target_labels import (
     ask_teacher,
     class_counts,
     enlarged,
+    label_scale,
 )
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
@@ -198,7 +199,7 @@ class SelfTraining(Objective):
         source, target = self.source_images(batch), self.target_images(batch)
         if self.spec.target_crop.tries > 0:
             target = self._chosen_crop(target, batch)
-        scale = self.spec.teacher.scale
+        scale = label_scale(self.spec.teacher, self.student)
         label_output = output = self._ask(target if scale == 1 else enlarged(target, scale), batch)
         if scale != 1 and self.regularizers:
             output = self._ask(target, batch)  # on the student's grid of cells
