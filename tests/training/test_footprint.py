@@ -43,6 +43,7 @@ def real_peak(run):
             [
                 *("method.warm_up=0.5", "method.masking={kind: block, size: 16}"),
                 *("method.teacher.mirror=true", "method.mixing.share_over=class"),
+                "method.teacher.scale=1.5",
                 "method.teacher.prior={exponent: 0.25, towards: source}",
             ],
             marks=pytest.mark.slow,
