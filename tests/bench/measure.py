@@ -109,6 +109,11 @@ def chain_of_parts() -> dict[str, tuple[str, ...]]:
     return rows
 
 
+def recipes(pair: str, *names: str) -> dict[str, tuple[str, ...]]:
+    """Return a row for each recipe of a pair."""
+    return {name: (f"{pair}/{name}",) for name in names}
+
+
 ADAPTING = ("dacs", "rccr", "spcl", "sepico", "foundation")
 
 
@@ -137,33 +142,33 @@ GROUPS = {
     "minutes": Group(
         "Source-only training for as many minutes as adaptation takes: 3,300 steps, else as above",
         vit(3300),
-        {"source_only": ("synstreet_camvid/source_only",)},
+        recipes("synstreet_camvid", "source_only"),
         (0, 1),
     ),
     "from_start": Group(
         "Methods without a warm-up on the ViT, 300 steps, else as above: where adaptation may hurt",
         vit(300),
-        {name: (f"synstreet_camvid/{name}",) for name in ("source_only", *ADAPTING[:4], "minent")},
+        recipes("synstreet_camvid", "source_only", "dacs", "rccr", "spcl", "sepico", "minent"),
         (0, 1),
     ),
     "light": Group(
         "Methods: generated streets to CamVid, EfficientNet-Lite0, 480x360, 500 steps of 2 + 2 "
         "images",
         ("--network=light", "--steps=500"),
-        {name: (f"synstreet_camvid/{name}",) for name in ("source_only", *ADAPTING)},
+        recipes("synstreet_camvid", "source_only", *ADAPTING),
         (0, 1, 2),
     ),
     "light_1500": Group(
         "Methods: generated streets to CamVid, EfficientNet-Lite0, 480x360, 1,500 steps of 2 + 2 "
         "images",
         ("--network=light", "--steps=1500"),
-        {name: (f"synstreet_camvid/{name}",) for name in ("source_only", "rccr", "foundation")},
+        recipes("synstreet_camvid", "source_only", "rccr", "foundation"),
         (0,),
     ),
     "toyland": Group(
         "Methods: toyland, MobileNetV2 from random weights, 256x128, 500 steps of 4 + 4 images",
         ("--steps=500",),
-        {name: (f"toyland/{name}",) for name in ("source_only", "adabn", *ADAPTING)},
+        recipes("toyland", "source_only", "adabn", *ADAPTING),
         (0, 1, 2),
     ),
 }

@@ -116,7 +116,7 @@ class Mixing:
     """
     class_quantile: Annotated[float, Interval(ge=0, le=1)] = 0.8
     """With `share_over: class`, pixels are confident from this quantile of the confidence of their
-    class in the steps before, or from `confidence` if that is lower. 0.8 to 0.5 in CBST.
+    class in the steps before, or from `confidence` if that is lower. Not published.
     """
 
 

@@ -199,10 +199,15 @@ class SelfTraining(Objective):
         source, target = self.source_images(batch), self.target_images(batch)
         if self.spec.target_crop.tries > 0:
             target = self._chosen_crop(target, batch)
+        need = self._needs(batch.step).get(TARGET)
+        embed = need is not None and need.embed
         scale = label_scale(self.spec.teacher, self.student)
-        label_output = output = self._ask(target if scale == 1 else enlarged(target, scale), batch)
-        if scale != 1 and self.regularizers:
-            output = self._ask(target, batch)  # on the student's grid of cells
+        if scale == 1:
+            label_output = output = self._ask(target, embed=embed)
+        else:
+            label_output = output = self._ask(enlarged(target, scale), embed=False)
+            if self.regularizers:  # they compare it with the student, on its grid of cells
+                output = self._ask(target, embed=embed)
         labels, confidence = pseudo_labels(
             label_output.logits, target.shape[-2:], align_corners=self.student.align_corners
         )
@@ -220,11 +225,9 @@ class SelfTraining(Objective):
             ignore_rows=self.spec.mixing.ignore_rows,
         )
 
-    def _ask(self, images: Tensor, batch: Batch) -> SegmenterOutput:
+    def _ask(self, images: Tensor, *, embed: bool) -> SegmenterOutput:
         """Return the teacher's output for target images, corrected for the class prior."""
-        need = self._needs(batch.step).get(TARGET)
-        embed, mirror = need is not None and need.embed, self.spec.teacher.mirror
-        output = ask_teacher(self.teacher, images, embed=embed, mirror=mirror)
+        output = ask_teacher(self.teacher, images, embed=embed, mirror=self.spec.teacher.mirror)
         return output if self.prior is None else self.prior.corrected(output)
 
     def _chosen_crop(self, images: Tensor, batch: Batch) -> Tensor:
