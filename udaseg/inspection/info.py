@@ -289,6 +289,8 @@ def domain_text(domain: Domain | Validation) -> str:
     elif domain.resize is not None:
         parts.append(f"resized to {format_size(domain.resize)}")
     if isinstance(domain, Domain):
+        if domain.scale != (1.0, 1.0):
+            parts.append(f"enlarged by {domain.scale[0]:g} to {domain.scale[1]:g}")
         parts.append(f"crops of {format_size(domain.crop)}")
     return ", ".join(parts)
 

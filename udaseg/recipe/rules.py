@@ -27,6 +27,7 @@ def _domains(recipe: Recipe) -> Problems:
     for section, domain in (("source", recipe.source), ("target", recipe.target)):
         side = min(domain.crop)
         yield from _unless(side >= cell, f"{section}.crop", f"one cell ({cell} px) or more", side)
+        yield from _unless_rising(f"{section}.scale", domain.scale)
     pixels = recipe.source.crop[0] * recipe.source.crop[1]
     least = recipe.source.rare_class.min_crop_pixels
     holds = recipe.source.sampling != "rare_class" or least <= pixels

@@ -241,6 +241,7 @@ class RareClass:
 
 
 _Band = Annotated[int, Ge(0)]
+_Factor = Annotated[float, Interval(ge=0.1, le=10)]
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,10 @@ class Domain:
     """
     flip: bool
     """Mirror left-right with probability 1/2."""
+    scale: tuple[_Factor, _Factor] = (1.0, 1.0)
+    """Range of a random factor by which images are enlarged, before the crop; [0.5, 2] is usual for
+    supervised training. Validation and predictions have no such factor.
+    """
     bits: Annotated[int, Interval(ge=8, le=16)] | None = None
     """Bits that the values of 16-bit images use, such as 12; null takes what `prepare` found, or
     what the images of a folder use when a run opens it first, and the run stores it here.

@@ -24,9 +24,9 @@ from udaseg.distributed import world_size
 from udaseg.errors import DataError
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.methods import warm_up_steps
-from udaseg.recipe.schema import Recipe, Source
+from udaseg.recipe.schema import Domain, Recipe, Source
 from udaseg.recipe.stages import Stage, adapts, stages_of
-from udaseg.sizes import Resize, ShortSide, Size, distorts, recipe_size, resized
+from udaseg.sizes import Resize, ShortSide, distorts, recipe_size, resized
 from udaseg.text import bands_text, bits_text, count_text, format_duration, percent
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, class_totals, estimated_setup
@@ -59,7 +59,7 @@ def print_plan(
         rows["target"] = f"{target.name}: {count_text(len(target_samples), 'image')}, labels unused"
         rows["target"] += _form_note(target)
         _warn_of_aspect_ratio("target", "target.resize", recipe.target.resize, target_samples)
-        _warn_of_large_crop("target", recipe.target.crop, recipe.target.resize, target_samples)
+        _warn_of_large_crop("target", recipe.target, recipe.target.resize, target_samples)
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = (
@@ -72,7 +72,7 @@ def print_plan(
         else:
             name = source.parts[number].name
             _warn_of_aspect_ratio(name, f"source.resize_each[{number}]", size, of_part)
-        _warn_of_large_crop("source", recipe.source.crop, size, of_part)
+        _warn_of_large_crop("source", recipe.source, size, of_part)
     _warn_of_slow_device(setup)
     rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
@@ -206,10 +206,12 @@ def _warn_of_aspect_ratio(
 
 
 def _warn_of_large_crop(
-    domain: str, crop: Size, resize: Resize | None, samples: Sequence[Sample]
+    domain: str, spec: Domain, resize: Resize | None, samples: Sequence[Sample]
 ) -> None:
-    """Warn if images are smaller than the crop that is taken of them."""
-    sizes = [resized((sample.height, sample.width), resize) for sample in samples]
+    """Warn if images are smaller than the crop that is taken of them, however far enlarged."""
+    crop, factor = spec.crop, spec.scale[1]
+    sides = [resized((sample.height, sample.width), resize) for sample in samples]
+    sizes = [(round(height * factor), round(width * factor)) for height, width in sides]
     smaller = [size for size in sizes if size[0] < crop[0] or size[1] < crop[1]]
     if not smaller:
         return

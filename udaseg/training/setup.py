@@ -253,6 +253,7 @@ def build_crop_source(spec: Domain, dataset: PreparedDataset, *, labelled: bool)
         spec.crop,
         spec.flip,
         labelled,
+        scale=spec.scale,
         cache=open_cache(
             dataset, spec.split, spec.resize, labelled=labelled, resampling=spec.resampling
         ),
@@ -275,6 +276,7 @@ def _joined_crops(spec: Domain, dataset: PreparedDataset) -> CropSource:
         spec.crop,
         spec.flip,
         labelled=True,
+        scale=spec.scale,
         parts=parts,
         shares=spec.shares,
     )
@@ -304,12 +306,12 @@ def build_batches(
         )
         from_source = replace(crops, sampling=stage.source_sampling, rare=rare)
     if target is not None and stage.reads_target:
-        spec, scale, own = recipe.target, (1.0, 1.0), stage.target
+        spec, own = recipe.target, stage.target
         if own is not None:
-            spec = replace(spec, resize=own.resize, crop=own.crop, flip=own.flip)
-            scale, batch_target = own.scale, own.batch
+            batch_target = own.batch
+            spec = replace(spec, resize=own.resize, crop=own.crop, scale=own.scale, flip=own.flip)
         crops = build_crop_source(spec, target, labelled=False)
-        from_target = replace(crops, scale=scale, pseudo_labels=pseudo_labels)
+        from_target = replace(crops, pseudo_labels=pseudo_labels)
     batches = TrainingBatches(
         from_source,
         from_target,
