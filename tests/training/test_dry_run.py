@@ -96,3 +96,8 @@ def test_a_crop_that_is_larger_than_the_resized_images_is_warned_of(own, tmp_pat
     assert "2 of 2 target images are smaller than target.crop=[64, 64] after target.resize" in err
     assert "(the first is 96x48: it is enlarged)" in err
     assert "'target.crop=[48, 64]'" in err
+    words = (*words, "source.resize=[32, 48]", "target.resize=[48, 96]")
+    err = udaseg(*words, "source.scale=[1, 2]", "target.scale=[0.5, 1.4]", cwd=tmp_path).stderr
+    assert "smaller than" not in err
+    err = udaseg(*words, "source.scale=[0.5, 1]", "target.scale=[0.5, 1]", cwd=tmp_path).stderr
+    assert err.count("smaller than") == 2
