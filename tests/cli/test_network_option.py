@@ -12,10 +12,11 @@ from tests.cli.running import udaseg
 from tests.support import files
 from tests.support.small import shipped
 from tests.support.toy import TINY
+from udaseg.methods.build import build_objective
 from udaseg.models.segmenter import build_segmenter
 from udaseg.recipe.library import find_network, find_recipe
 from udaseg.recipe.load import load
-from udaseg.training.plan import _warn_of_slow_device
+from udaseg.training.plan import _more_passes, _warn_of_slow_device
 
 SMALL = [*(word for word in TINY if "valid" not in word), "machine.workers=0", "--dry-run"]
 
@@ -106,6 +107,13 @@ def test_the_plan_warns_of_a_long_run_on_a_cpu(
     assert [part.training for part in setup.objective.student.modules()] == modes
     long = f"{steps} steps of {backbone} take about 40 hours on this CPU; "
     assert (long + expected in caplog.text) if expected else not caplog.text
+
+
+def test_the_teachers_passes_count_in_the_time_of_a_step():
+    recipe = shipped("toyland/foundation", [*TINY, "method.teacher.scale=2"])
+    objective = build_objective(recipe, 3)
+    assert _more_passes(objective) == 2 * 4 - 1 + 3  # mirror images, twice as large; masked images
+    assert _more_passes(objective.student) == 0
 
 
 def test_a_run_has_one_network(tmp_path):

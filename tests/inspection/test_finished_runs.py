@@ -11,7 +11,7 @@ from tests.make_fixtures import unpack_run
 from tests.support.small import shipped
 from udaseg.errors import CheckpointError, RecipeError
 from udaseg.files import sha256_of
-from udaseg.inspection.info import info, method_text
+from udaseg.inspection.info import _values_by_owner, _values_text, info, method_text
 from udaseg.inspection.record import read_run
 from udaseg.inspection.report import report
 from udaseg.inspection.verify import verify
@@ -58,6 +58,21 @@ def test_info_has_values_and_the_document_of_the_command(finished, capsys):
     assert details.cost["step"] == 4
     printed = udaseg("info", finished, "--format", "json", cwd=finished).stdout
     assert printed == json.dumps(details.to_json(), indent=2) + "\n"
+
+
+def test_info_names_what_self_training_remembers_and_counts_its_values():
+    names = {
+        "weights.histogram": (13, 150),
+        "prior.of_teacher": (13,),
+        "student.weight": (1000, 1000),
+    }
+    state = {name: torch.zeros(shape) for name, shape in names.items()}
+    assert _values_by_owner(state) == {
+        "confidence of classes": 1950,
+        "shares of classes": 13,
+        "student": 1_000_000,
+    }
+    assert [_values_text(count) for count in (1950, 1_000_000)] == ["1,950 values", "1.00 M values"]
 
 
 def test_info_of_a_file_without_a_manifest_and_of_a_run_without_checkpoints(copy):

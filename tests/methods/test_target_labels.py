@@ -15,10 +15,12 @@ from tests.methods.test_self_training import (
     _step,
     _trainer,
 )
+from udaseg.data.labels.classes import IGNORE
+from udaseg.methods.mixing import fill_edge_rows
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.target_labels import TargetWeights
-from udaseg.methods.views import cell_view
+from udaseg.methods.views import AUGMENTED, STUDENT_MAKERS, Need, cell_view, on_cells
 from udaseg.models.pixels import to_unit_range
 from udaseg.recipe.methods import Mixing, Prior
 from udaseg.training.step import merge_reports
@@ -104,6 +106,27 @@ def test_the_prior_is_that_of_the_labels_of_resized_images():
     torch.testing.assert_close(objective.prior.of_teacher, expected)
 
 
+def test_labels_outside_of_a_step_are_those_of_a_step():
+    corrected = _corrected("uniform")
+    corrected.after_step(0, corrected(_batch()))
+    for changes in ({}, {"scale": 1.5}, {"scale": 1.5, "mirror": True}):
+        objective = labelling(corrected, **changes)
+        context = objective._teach(_batch())
+        labels, confidence = objective.label(context.target)
+        assert torch.equal(labels, context.target_labels)
+        assert torch.equal(confidence, context.target_confidence)
+
+
+@pytest.mark.parametrize("rows", [(0, 0), (8, 0)])
+def test_augmented_images_have_labels_and_confidence_of_one_pass(rows):
+    objective = _sharp(labelling(_objective(_regional()), scale=2))
+    context = replace(objective._teach(_batch()), ignore_rows=rows)
+    given = STUDENT_MAKERS[AUGMENTED](context, Need(AUGMENTED)).labels
+    trusted = fill_edge_rows(context.target_labels, rows, IGNORE)
+    assert torch.equal(given.labels, on_cells(trusted.float(), context.grid).long())
+    assert torch.equal(given.label_confidence, on_cells(context.target_confidence, context.grid))
+
+
 PER_CLASS = Mixing(ignore_is_class=False, confidence=0.9, share_over="class", class_quantile=0.8)
 
 
@@ -153,6 +176,28 @@ def test_the_sure_pixels_of_each_class_count_fully_and_others_not_at_all():
         assert torch.equal(found[is_class], (confidence[is_class] >= limits[number]).float())
     assert 0.15 < found[labels == 3].mean() < 0.35, "a class is not silenced"
     assert found[labels == 0].mean() > 0.3, "a sure class counts up to the common limit"
+
+
+@pytest.mark.parametrize("classes", [65, 150])
+def test_unsure_classes_of_many_count_too(classes):
+    """The best of many classes can have a probability below the first bin of the histogram."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = 0.1 * torch.randn(2, classes, 128, 128, generator=generator)
+    confidence, labels = logits.softmax(1).max(1)
+    assert confidence.max() < 0.05
+    weights = TargetWeights(replace(PER_CLASS, class_quantile=0.8), classes)
+    weights.update(weights.numbers(labels, confidence))
+    assert (weights.weight(labels, confidence, {}) == 1).all()
+
+
+def test_rows_that_are_not_trained_on_do_not_set_the_limits():
+    labels, confidence = _labels_and_confidence(3)
+    top, bottom = 4, 8
+    weights = TargetWeights(replace(PER_CLASS, ignore_rows=(top, bottom)), CLASSES)
+    rows = slice(top, labels.shape[1] - bottom)
+    given = labels[:, rows], confidence[:, rows]
+    expected = TargetWeights(PER_CLASS, CLASSES).numbers(*given)["histogram"]
+    assert torch.equal(weights.numbers(labels, confidence)["histogram"], expected)
 
 
 def test_ranks_weigh_and_remember_as_one_process():

@@ -301,6 +301,11 @@ MESSAGES = [
 
 OVERRIDES = [
     (("optimzer.lr=1",), "optimzer: unknown key; did you mean 'optimizer'?"),
+    (("method.mixing.quantile=1",), "method.mixing.quantile: unknown key; did you mean 'class_q"),
+    (
+        ("method.teacher.scale=0.5", "source.crop=[24, 64]", "target.crop=[24, 64]"),
+        "method.teacher.scale: must be at least 0.67, so that the shorter side of a crop has two",
+    ),
     (("optimizer.lerning_rate=1",), "did you mean 'lr'?"),
     (("steps=1.5",), "override steps=1.5: steps: must be a whole number"),
     (("source.flip=no",), "only YAML 1.1 reads it as false"),

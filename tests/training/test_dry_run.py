@@ -54,7 +54,7 @@ def test_own_data_are_read_and_nothing_is_written(own, tmp_path):
 
 
 def test_a_plan_needs_no_data_writes_nothing_and_times_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_timed_seconds", lambda setup: 1.5)
+    monkeypatch.setattr(plan, "_timed_seconds", lambda setup, step: 1.5)
     output = udaseg(
         *("adapt", "toyland/dacs", "--dry-run", "--time", "--steps", 100, *TINY), cwd=tmp_path
     )
@@ -62,6 +62,16 @@ def test_a_plan_needs_no_data_writes_nothing_and_times_steps(tmp_path, monkeypat
     assert "assumed  toyland, toyland-target: not prepared" in output.stderr
     assert "1.5 s a step on cpu, 0:02:30 for 100 steps" in output.stderr
     assert tree(tmp_path) == []
+
+
+def test_the_time_of_a_run_is_that_of_its_warm_up_and_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_timed_seconds", lambda setup, step: 2.0 if step else 0.5)
+    words = ("adapt", "toyland/foundation", "--dry-run", "--time", "--steps", 100, *TINY)
+    err = udaseg(*words, "method.warm_up=0.5", "method.teacher.scale=1.5", cwd=tmp_path).stderr
+    assert "2 s a step on cpu (0.5 s in the warm-up), 0:02:05 for 100 steps" in err
+    assert "by the teacher, of target images at 1.5 times their size" in err
+    err = udaseg(*words, "method.warm_up=1", cwd=tmp_path).stderr
+    assert "2 s a step on cpu, 0:03:20 for 100 steps" in err  # all steps are of the warm-up
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ from PIL import Image
 from tests.support.small import shipped, small_segmenter
 from tests.support.toy import TINY, toy_pair, toy_root
 from udaseg.data.datasets.index import evenly_spaced_indices
+from udaseg.data.loading.transforms import resize_labels
 from udaseg.inference.labels import labels_from_logits
 from udaseg.methods.objectives.self_training import SelfTraining
+from udaseg.models.pixels import image_batch
 from udaseg.training.callbacks.previews import Previews
 from udaseg.training.setup import build_setup
 
@@ -75,6 +77,19 @@ def test_the_prediction_is_the_students_and_the_label_the_teachers(pair, tmp_pat
     rows = np.floor((np.arange(160) + 0.5) * 64 / 160).astype(int)
     cells = np.floor((np.arange(320) + 0.5) * 128 / 320).astype(int)
     assert (prediction == colors[rows][:, cells]).all(-1).mean() > 0.99
+
+
+def test_the_label_is_that_of_training_with_its_scale_and_mirror_images(pair, tmp_path):
+    words = ["method.teacher.scale=2", "method.teacher.mirror=true"]
+    recipe, setup, classes = setup_for(pair, "dacs", *words)
+    plain = setup_for(pair, "dacs")[1]
+    sheet, without = (Previews(recipe, classes, tmp_path).draw(each, 1) for each in (setup, plain))
+    crops = setup.batches.target
+    image, _ = crops.read(crops.samples[evenly_spaced_indices(len(crops.samples), 2)[0]])
+    labels, _ = setup.objective.label(image_batch([image], torch.device("cpu")))
+    shown = resize_labels(labels[0].numpy(), (160, 320))
+    assert (columns(sheet, 4)[1] == np.asarray(classes.colors)[shown]).all(-1).mean() > 0.99
+    assert (columns(sheet, 4)[1] != columns(without, 4)[1]).any()
 
 
 def test_drawing_changes_no_tensor_and_no_mode(pair, tmp_path):

@@ -28,6 +28,7 @@ from udaseg.runs.worth import Worth, read_worth
 from udaseg.text import format_duration, format_size, percent
 
 _NETWORKS = ("student", "teacher")
+_MEMORIES = {"weights": "confidence of classes", "prior": "shares of classes"}
 _HIDDEN_STATUS = ("unix_time", "miou")
 
 
@@ -196,13 +197,17 @@ def _own_stride(recipe: Recipe) -> int | None:
     return body.strides[-1]
 
 
-def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
+def _values_by_owner(state: Mapping[str, Tensor]) -> Mapping[str, int]:
     values: Counter[str] = Counter()
-    for name, value in checkpoint.objective.items():
+    for name, value in state.items():
         owner, _, part = name.partition(".")
         if owner == "regularizers":
             owner = f"memory of {part.partition('.')[0]}"
-        values[owner] += value.numel()
+        values[_MEMORIES.get(owner, owner)] += value.numel()
+    return values
+
+
+def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
     return CheckpointInfo(
         path=checkpoint.path,
         size=checkpoint.path.stat().st_size,
@@ -210,7 +215,7 @@ def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
         # the file was compared with its manifest, if there is one, when it was read
         verified=checkpoint.path.with_suffix(".json").is_file(),
         step=checkpoint.step,
-        values=values,
+        values=_values_by_owner(checkpoint.objective),
         optimizer_values=sum(
             value.numel()
             for tensors in checkpoint.optimizer.get("state", {}).values()
@@ -299,14 +304,18 @@ def _network_rows(checkpoint: CheckpointInfo) -> dict[str, str | list[str]]:
     lines = []
     for owner, count in checkpoint.values.items():
         hint = f" (udaseg eval --weights {owner})" if owner in _NETWORKS else ""
-        lines.append(f"{owner}: {count / 1e6:.2f} M values{hint}")
+        lines.append(f"{owner}: {_values_text(count)}{hint}")
     if (base := checkpoint.base) is not None:
         where = "" if Path(base.path).is_file() else ", not there: give a copy with --base FILE"
         lines.append(f"base: {base.path} ({base.size / 1e6:.1f} MB, SHA-256 {base.sha256}{where})")
     count = checkpoint.optimizer_values
-    lines.append(f"optimiser: {count / 1e6:.2f} M values, so training can be resumed (--resume)")
+    lines.append(f"optimiser: {_values_text(count)}, so training can be resumed (--resume)")
     classes = f"{len(checkpoint.classes)}: {', '.join(checkpoint.classes)}"
     return {"weights": lines, "classes": classes}
+
+
+def _values_text(count: int) -> str:
+    return f"{count / 1e6:.2f} M values" if count >= 100_000 else f"{count:,} values"
 
 
 def _status_text(status: Mapping[str, Any]) -> str:

@@ -153,7 +153,7 @@ def _replace_by_gradient(strip: Tensor, labels: Tensor, weight: Tensor) -> Tenso
     The strip of logits is (B, K, r, W), labels and weight are (B, r, W).
     """
     scores = strip.log_softmax(1)
-    total = (scores.gather(1, labels.long()[:, None])[:, 0] * weight).sum().neg()
+    total = 0 - (scores.gather(1, labels.long()[:, None])[:, 0] * weight).sum()  # -x can be -0
     # a mask, because an addition at indices would be atomic or sorted on a GPU
     classes = _class_numbers(strip.shape[1], strip.device)
     is_label = torch.eq(labels[:, None].float(), classes, out=strip)

@@ -24,7 +24,9 @@ _SCALE_OF_TOKENS = 1.5
 _STRIDE = 4
 _BINS = 150
 _LOWEST, _PER_UNIT = -3.0, 10
-"""Bins of log(p / (1 - p)): from p = 0.05 in steps of 0.025 at 0.5, and of 0.001 at 0.99."""
+"""Bins of log(p / (1 - p)): from p = 0.05 in steps of 0.025 at 0.5, and of 0.001 at 0.99. The first
+has all below, too.
+"""
 _MOMENTUM = 0.99
 
 
@@ -145,7 +147,8 @@ class TargetWeights(nn.Module):
             below = self.histogram @ upwards  # cumsum has no deterministic form on a GPU
         total = below[:, -1:]
         bins = (below < self.spec.class_quantile * total).sum(1, keepdim=True)
-        lowest = torch.where(total > 0, (_LOWEST + bins / _PER_UNIT).sigmoid(), 1.0)[:, 0]
+        starts = torch.where(bins > 0, (_LOWEST + bins / _PER_UNIT).sigmoid(), 0.0)
+        lowest = torch.where(total > 0, starts, 1.0)[:, 0]
         return lowest.clamp(max=self.spec.confidence)
 
     def share_of_images(self, confidence: Tensor) -> Tensor:
@@ -160,7 +163,10 @@ class TargetWeights(nn.Module):
             case "image":
                 return {}
             case "class":
-                return {"histogram": _class_histogram(labels, confidence, self.num_classes)}
+                top, bottom = self.spec.ignore_rows
+                rows = slice(top, labels.shape[1] - bottom)
+                given = labels[:, rows], confidence[:, rows]
+                return {"histogram": _class_histogram(*given, self.num_classes)}
 
     def weight(self, labels: Tensor, confidence: Tensor, totals: Mapping[str, Tensor]) -> Tensor:
         """Return the weight of each pixel from `numbers` summed over ranks.

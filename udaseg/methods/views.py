@@ -250,11 +250,15 @@ def _cutmix(context: StepContext, need: Need) -> StudentInput:
 def _augmented(context: StepContext, need: Need) -> StudentInput:
     images = context.augment(context.target, generator_for(context.batch.seed, "augmented"))
     taught, rows = context.target_view, context.ignore_rows
-    labels, share = taught.predictions, need.options.get("label_share")
-    if share is not None or any(rows):
+    labels, confidence = taught.predictions, taught.confidence
+    share = need.options.get("label_share")
+    has_own_labels = context.label_output is not context.target_output
+    if has_own_labels or share is not None or any(rows):
         trusted = fill_edge_rows(context.target_labels, rows, IGNORE)
         labels = labels_on_cells(trusted, context.target_output, share)
-    return StudentInput(images, CellLabels(labels, taught.confidence))
+    if has_own_labels:
+        confidence = on_cells(context.target_confidence, context.grid)
+    return StudentInput(images, CellLabels(labels, confidence))
 
 
 @torch.no_grad()

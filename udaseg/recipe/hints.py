@@ -78,6 +78,9 @@ def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[
     near = sorted(((_similarity(name, o) - 0.1 * (o in written), o) for o in options), reverse=True)
     if near and near[0][0] >= 0.8:
         return near[0][1]
+    longer = [option for option in options if option.endswith(f"_{name}")]
+    if len(longer) == 1:
+        return longer[0]
     if exact := _key_in_other_section(name, section):
         return exact
     called = get_close_matches(name, _FOREIGN_NAMES, 1, 0.8)

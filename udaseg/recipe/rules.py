@@ -1,5 +1,6 @@
 """Checks what settings of a recipe must fulfil together. Bounds of one field are at the field."""
 
+import math
 from collections.abc import Iterator
 
 from udaseg.recipe import methods
@@ -212,6 +213,10 @@ def _mixing(recipe: Recipe) -> Problems:
     rows = recipe.method.mixing.ignore_rows
     must = f"fewer rows than the {crop[0]} of a crop"
     yield from _unless(sum(rows) < crop[0], "method.mixing.ignore_rows", must, list(rows))
+    scale = recipe.method.teacher.scale or 1
+    smallest = min(1, math.ceil(200 * recipe.model.output_stride / min(crop)) / 100)
+    must = f"at least {smallest}, so that the shorter side of a crop has two cells"
+    yield from _unless(scale >= smallest, "method.teacher.scale", must, scale)
     if (masking := recipe.method.masking) is not None:
         must = f"at most {min(crop)}, the shorter side of a crop"
         holds = masking.kind == "token" or masking.size <= min(crop)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.datasets.joined import join_datasets
@@ -22,6 +23,7 @@ from udaseg.data.prepare.planned import is_stand_in, planned_dataset
 from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import world_size
 from udaseg.errors import DataError
+from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Domain, Recipe, Source
@@ -40,7 +42,7 @@ _LONG_S = 4 * _HOUR_S
 _MANY_PARAMETERS = 10_000_000
 _FORWARD_PASSES = 4
 """What an image of a step costs, in forward passes: one and its backward pass of twice that, and
-the teacher or another view.
+the teacher or another view. Self-training can have more; see `_more_passes`.
 """
 
 
@@ -86,14 +88,24 @@ def print_plan(
         f"{recipe.steps} of {images} images{per_process} on {setup.device}, "
         f"{recipe.machine.precision}"
     )
-    if warm_up := warm_up_steps(recipe.method, recipe.steps):
-        rows["warm-up"] = f"the first {warm_up} of these steps on the source alone"
+    rows |= _self_training_rows(setup)
     if len(stages) > 1:
         rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
     if assumed := [each.name for each in _datasets(data) if is_stand_in(each)]:
         names = ", ".join(dict.fromkeys(assumed))
         rows["assumed"] = f"{names}: not prepared; published numbers and sizes of images"
     _print_rows([*rows.items(), ("run", str(folder))])
+
+
+def _self_training_rows(setup: TrainingSetup) -> dict[str, str]:
+    """Return the length of the warm-up and the size at which the teacher labels, if unusual."""
+    recipe, objective, rows = setup.recipe, setup.objective, {}
+    if warm_up := warm_up_steps(recipe.method, recipe.steps):
+        rows["warm-up"] = f"the first {warm_up} of these steps on the source alone"
+    if isinstance(objective, SelfTraining) and objective.label_scale != 1:
+        size = f"{objective.label_scale:g} times their size"
+        rows["labels"] = f"by the teacher, of target images at {size}"
+    return rows
 
 
 def _datasets(data: RunData) -> list[PreparedDataset]:
@@ -185,7 +197,17 @@ def _step_seconds(setup: TrainingSetup) -> float:
             student(torch.zeros(1, 3, *sides))
             seconds.append(time.perf_counter() - begin)
     crop = math.prod(batches[-1][2:]) / math.prod(sides)
-    return min(seconds) * crop * images * _FORWARD_PASSES
+    passes = images * _FORWARD_PASSES + batches[-1][0] * _more_passes(setup.objective)
+    return min(seconds) * crop * passes
+
+
+def _more_passes(objective: nn.Module) -> float:
+    """Return the forward passes that an image of the target takes in self-training besides."""
+    if not isinstance(objective, SelfTraining):
+        return 0
+    spec = objective.spec
+    of_teacher = objective.label_scale**2 * (1 + spec.teacher.mirror)
+    return of_teacher - 1 + 3 * (spec.masking is not None)
 
 
 def _warn_of_aspect_ratio(
@@ -348,14 +370,21 @@ def print_time_plan(setup: TrainingSetup) -> None:
 
     The setup must not be trained afterwards: its statistics have seen images of noise.
     """
-    seconds, steps = _timed_seconds(setup), setup.recipe.steps
-    duration = format_duration(seconds * steps)
-    text = f"{seconds:.3g} s a step on {setup.device}, {duration} for {steps:,} steps"
+    recipe = setup.recipe
+    steps, warm_up = recipe.steps, warm_up_steps(recipe.method, recipe.steps)
+    last = len(setup.batches) - 1
+    seconds = in_warm_up = _timed_seconds(setup, last)
+    text = f"{seconds:.3g} s a step on {setup.device}"
+    if 0 < warm_up <= last:
+        in_warm_up = _timed_seconds(setup, 0)
+        text += f" ({in_warm_up:.3g} s in the warm-up)"
+    duration = format_duration(seconds * (steps - warm_up) + in_warm_up * warm_up)
+    text += f", {duration} for {steps:,} steps"
     _print_rows([("time", f"{text}; timed without reading images, scores and checkpoints")])
 
 
-def _timed_seconds(setup: TrainingSetup) -> float:
-    """Return the seconds of forward and backward pass of the last step, on images of noise."""
+def _timed_seconds(setup: TrainingSetup, step: int) -> float:
+    """Return the seconds of forward and backward pass of a step, on images of noise."""
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, Any] = {
         name: torch.zeros(size, dtype=torch.uint8)
@@ -363,7 +392,7 @@ def _timed_seconds(setup: TrainingSetup) -> float:
         else torch.randint(256, size, dtype=torch.uint8, generator=generator)
         for name, size in setup.batches.shapes().items()
     }
-    step, seconds = len(setup.batches) - 1, []
+    seconds = []
     batch = Batch(step=step, progress=1.0, seed=0, **{"target_images": None, **tensors})
     for _ in range(1 + _TIMED_STEPS):  # the first prepares kernels
         begin = time.perf_counter()

@@ -101,6 +101,11 @@ class SelfTraining(Objective):
         self.warm_up_steps, self._steps = warm_up_steps(spec, steps), steps
         self._check_needs()
 
+    @property
+    def label_scale(self) -> float:
+        """The multiple of their size at which the teacher labels target images."""
+        return label_scale(self.spec.teacher, self.student)
+
     def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of each view of the student, in the order of `STUDENT_VIEWS`.
 
@@ -116,7 +121,7 @@ class SelfTraining(Objective):
         order = list(inputs)
         views = _views_of_teacher(context, needs, inputs)
         weight, totals, monitored = self._sum_over_ranks(context, views, sums)
-        weight = self._without_ignored_rows(weight, context.target_labels)
+        weight = weight.expand(context.target_labels.shape)
 
         parts: dict[str, Tensor] = {}
         for number, (view, given) in enumerate(inputs.items()):
@@ -201,16 +206,13 @@ class SelfTraining(Objective):
             target = self._chosen_crop(target, batch)
         need = self._needs(batch.step).get(TARGET)
         embed = need is not None and need.embed
-        scale = label_scale(self.spec.teacher, self.student)
-        if scale == 1:
+        if self.label_scale == 1:
             label_output = output = self._ask(target, embed=embed)
         else:
-            label_output = output = self._ask(enlarged(target, scale), embed=False)
+            label_output = output = self._ask(enlarged(target, self.label_scale), embed=False)
             if self.regularizers:  # they compare it with the student, on its grid of cells
                 output = self._ask(target, embed=embed)
-        labels, confidence = pseudo_labels(
-            label_output.logits, target.shape[-2:], align_corners=self.student.align_corners
-        )
+        labels, confidence = self._read_labels(label_output, target)
         return StepContext(
             batch=batch,
             student=self.student,
@@ -225,6 +227,16 @@ class SelfTraining(Objective):
             ignore_rows=self.spec.mixing.ignore_rows,
         )
 
+    @torch.no_grad()
+    def label(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return labels and confidence (B, H, W) of target images (B, 3, H, W), as in a step."""
+        seen = images if self.label_scale == 1 else enlarged(images, self.label_scale)
+        return self._read_labels(self._ask(seen, embed=False), images)
+
+    def _read_labels(self, output: SegmenterOutput, images: Tensor) -> tuple[Tensor, Tensor]:
+        aligned = self.student.align_corners
+        return pseudo_labels(output.logits, images.shape[-2:], align_corners=aligned)
+
     def _ask(self, images: Tensor, *, embed: bool) -> SegmenterOutput:
         """Return the teacher's output for target images, corrected for the class prior."""
         output = ask_teacher(self.teacher, images, embed=embed, mirror=self.spec.teacher.mirror)
@@ -232,26 +244,22 @@ class SelfTraining(Objective):
 
     def _chosen_crop(self, images: Tensor, batch: Batch) -> Tensor:
         """Return crops of the target, as large as the source's, that its labels choose."""
-        labels, _ = pseudo_labels(
-            self.teacher(images).logits,
-            images.shape[-2:],
-            align_corners=self.student.align_corners,
-        )
+        labels, _ = self._read_labels(self.teacher(images), images)
         generator, spec = generator_for(batch.seed, "crop"), self.spec.target_crop
         height, width = batch.source_labels.shape[1:]
         return balanced_crop(images, labels, (height, width), self.num_classes, generator, spec)
 
     def _without_ignored_rows(self, weight: Tensor, labels: Tensor) -> Tensor:
-        """Return the weight of each pixel of (B, H, W) labels, 0 in rows not trained on."""
-        rows, weight = self.spec.mixing.ignore_rows, weight.expand(labels.shape)
-        return fill_edge_rows(weight, rows, 0) if any(rows) else weight
+        """Return the weight of pixels of (B, H, W) labels, 0 in rows not trained on."""
+        rows = self.spec.mixing.ignore_rows
+        return fill_edge_rows(weight.expand(labels.shape), rows, 0) if any(rows) else weight
 
     def _sum_over_ranks(
         self, context: StepContext, views: Views, sums: RankSums
     ) -> tuple[Tensor, Mapping[str, Tensor], dict[str, Any]]:
         """Return the weight of target pixels, the sums over ranks, and what reports have.
 
-        The weight has the shape of that of `TargetWeights`.
+        The weight has the shape of that of `TargetWeights`, or that of the labels.
         """
         given = context.target_labels, context.target_confidence
         source_labels = context.batch.source_labels
@@ -267,7 +275,7 @@ class SelfTraining(Objective):
             predicted=predicted,
             **numbers,
         )
-        weight = self.weights.weight(*given, totals)
+        weight = self._without_ignored_rows(self.weights.weight(*given, totals), given[0])
         figures = _figures(context, weight.mean(), totals["predicted"])
         seen = {name: totals[name] for name in REMEMBERED if name in totals}
         return weight, totals, {"figures": figures, "predicted_counts": predicted, "seen": seen}

@@ -115,7 +115,8 @@ def _row(
     prediction, confidence = _predict(objective.student, aligned, image, setup.device)
     if isinstance(objective, SelfTraining):
         # in its training mode: it labels with batch statistics if it does so in training
-        label, confidence = _predict(objective.teacher, aligned, image, setup.device)
+        labels, sure = objective.label(image_batch([image], setup.device))
+        label, confidence = labels[0].cpu().numpy(), sure[0].cpu().numpy()
         title = "pseudo-label"
     elif crops.pseudo_labels is not None:
         label = read_train_ids(pseudo_label_path(crops.pseudo_labels, sample))
