@@ -101,11 +101,13 @@ def chain_of_parts() -> dict[str, tuple[str, ...]]:
     """Return the rows of the parts, the first of which is source-only training.
 
     The rows after rare-class sampling have what the row before the prior has, because both lost.
+    The last is this row without masking.
     """
     rows, words = {"source_only": ("synstreet_camvid/source_only",)}, ("synstreet_camvid/dacs",)
     for name, added in PARTS.items():
         rows[name] = (*words, *added)
         words = rows["larger_labels" if name == "rare_class_sampling" else name]
+    rows["without_masking"] = (*rows["larger_labels"], "method.masking=null")
     return rows
 
 
@@ -155,7 +157,10 @@ GROUPS = {
         "Methods: generated streets to CamVid, EfficientNet-Lite0, 480x360, 500 steps of 2 + 2 "
         "images",
         ("--network=light", "--steps=500"),
-        recipes("synstreet_camvid", "source_only", *ADAPTING),
+        {
+            **recipes("synstreet_camvid", "source_only", *ADAPTING),
+            "foundation_unmasked": ("synstreet_camvid/foundation", "method.masking=null"),
+        },
         (0, 1, 2),
     ),
     "light_1500": Group(
