@@ -107,7 +107,8 @@ def chain_of_parts() -> dict[str, tuple[str, ...]]:
     for name, added in PARTS.items():
         rows[name] = (*words, *added)
         words = rows["larger_labels" if name == "rare_class_sampling" else name]
-    rows["without_masking"] = (*rows["larger_labels"], "method.masking=null")
+    kept = (word for word in rows["larger_labels"] if word not in PARTS["masking"])
+    rows["without_masking"] = tuple(kept)
     return rows
 
 
