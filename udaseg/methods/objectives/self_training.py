@@ -1,5 +1,6 @@
 """Mean-teacher self-training on mixed images, with optional regularizers."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,6 +52,7 @@ from udaseg.methods.views import (
     on_cells,
     student_view,
 )
+from udaseg.models.checkpointing import frozen_statistics
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 from udaseg.recipe.methods import warm_up_steps
@@ -126,7 +128,7 @@ class SelfTraining(Objective):
         parts: dict[str, Tensor] = {}
         for number, (view, given) in enumerate(inputs.items()):
             embed = view in needs and needs[view].embed
-            output: SegmenterOutput = self.student(given.images, embed=embed)
+            output = self._pass(view, given.images, embed=embed)
             if given.labels is not None:
                 views.by_name[view] = student_view(output, given.labels)
             if view == SOURCE:
@@ -147,6 +149,13 @@ class SelfTraining(Objective):
             )
             parts = {}
             views.drop_graphs()
+
+    def _pass(self, view: View, images: Tensor, *, embed: bool) -> SegmenterOutput:
+        """Return the student's output; masked images do not change its running statistics."""
+        kept = frozen_statistics(self.student) if view == MASKED else contextlib.nullcontext()
+        with kept:
+            output: SegmenterOutput = self.student(images, embed=embed)
+        return output
 
     def _warm_up_pass(self, batch: Batch, sums: RankSums) -> LossReport:
         """Return the loss on the source, as `SourceOnly` has it."""
