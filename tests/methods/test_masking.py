@@ -96,6 +96,17 @@ def test_the_weight_rises_from_0_in_the_share_of_the_ramp():
     assert losses == pytest.approx([0, losses[2] / 4, losses[2], losses[2]])
 
 
+def test_masked_images_do_not_change_the_running_statistics():
+    plain, masked = _objective(), masking(_objective())
+    fresh = {name: value.clone() for name, value in plain.student.named_buffers()}
+    for objective in (plain, masked):
+        objective(_batch()).total.backward()
+    expected = dict(plain.student.named_buffers())
+    for name, value in masked.student.named_buffers():
+        assert torch.equal(value, expected[name]), name
+        assert "running" not in name or not torch.equal(value, fresh[name])
+
+
 def test_other_losses_are_the_same_with_and_without_it():
     plain = _objective()(_batch()).parts
     masked = masking(_objective())(_batch()).parts

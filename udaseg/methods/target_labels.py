@@ -56,6 +56,8 @@ def label_scale(spec: TeacherSpec, student: Segmenter) -> float:
 
 def enlarged(images: Tensor, scale: float) -> Tensor:
     """Return images (B, 3, H, W) at this multiple of their size."""
+    if scale == 1:
+        return images
     size = [round(side * scale) for side in images.shape[-2:]]
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 

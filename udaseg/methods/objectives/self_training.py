@@ -172,9 +172,8 @@ class SelfTraining(Objective):
 
     def _source_input(self, batch: Batch, images: Tensor) -> Tensor:
         """Return source images as the student sees them, augmented if so configured."""
-        if not self.spec.augment_source:
-            return images
-        return self._augment(images, generator_for(batch.seed, "source"))
+        random = generator_for(batch.seed, "source")
+        return self._augment(images, random) if self.spec.augment_source else images
 
     def _source_loss(self, output: SegmenterOutput, batch: Batch, labelled: Tensor) -> Tensor:
         return pixel_loss(
@@ -239,8 +238,8 @@ class SelfTraining(Objective):
     @torch.no_grad()
     def label(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return labels and confidence (B, H, W) of target images (B, 3, H, W), as in a step."""
-        seen = images if self.label_scale == 1 else enlarged(images, self.label_scale)
-        return self._read_labels(self._ask(seen, embed=False), images)
+        output = self._ask(enlarged(images, self.label_scale), embed=False)
+        return self._read_labels(output, images)
 
     def _read_labels(self, output: SegmenterOutput, images: Tensor) -> tuple[Tensor, Tensor]:
         aligned = self.student.align_corners
