@@ -110,7 +110,8 @@ def test_the_plan_warns_of_a_long_run_on_a_cpu(
 
 
 def test_the_teachers_passes_count_in_the_time_of_a_step():
-    recipe = shipped("toyland/foundation", [*TINY, "method.teacher.scale=2"])
+    words = ["method.teacher.scale=2", "method.masking.weight=1"]
+    recipe = shipped("toyland/foundation", [*TINY, *words])
     objective = build_objective(recipe, 3)
     assert _more_passes(objective) == 2 * 4 - 1 + 3  # mirror images, twice as large; masked images
     assert _more_passes(objective.student) == 0

@@ -96,6 +96,16 @@ def test_the_weight_rises_from_0_in_the_share_of_the_ramp():
     assert losses == pytest.approx([0, losses[2] / 4, losses[2], losses[2]])
 
 
+def test_a_weight_of_null_is_that_of_the_network():
+    recipe = shipped("toyland/foundation", TINY)
+    assert recipe.method.masking.weight is None
+    assert build_objective(recipe, 5).spec.masking is None
+    weighted = shipped("toyland/foundation", [*TINY, "method.masking.weight=0.5"])
+    assert build_objective(weighted, 5).spec.masking.weight == 0.5
+    vit = replace(recipe, model=replace(recipe.model, backbone="timm:test_vit", head="linear"))
+    assert build_objective(vit, 5).spec.masking.weight == 1
+
+
 def test_masked_images_do_not_change_the_running_statistics():
     plain, masked = _objective(), masking(_objective())
     fresh = {name: value.clone() for name, value in plain.student.named_buffers()}

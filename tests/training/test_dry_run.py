@@ -70,7 +70,9 @@ def test_the_time_of_a_run_is_that_of_its_warm_up_and_the_rest(tmp_path, monkeyp
     err = udaseg(*words, "method.warm_up=0.5", "method.teacher.scale=1.5", cwd=tmp_path).stderr
     assert "2 s a step on cpu (0.5 s in the warm-up), 0:02:05 for 100 steps" in err
     assert "by the teacher, of target images at 1.5 times their size" in err
-    err = udaseg(*words, "method.warm_up=1", cwd=tmp_path).stderr
+    assert "none: the network is no plain ViT (method.masking.weight: null)" in err
+    err = udaseg(*words, "method.warm_up=1", "method.masking.weight=1", cwd=tmp_path).stderr
+    assert "no plain ViT" not in err
     assert "2 s a step on cpu, 0:03:20 for 100 steps" in err  # all steps are of the warm-up
 
 

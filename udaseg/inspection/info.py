@@ -270,7 +270,9 @@ def method_text(recipe: Recipe) -> str:
         return f"{recipe.method.kind}: {', '.join(parts)}"
     method, terms = recipe.method, list[str]()
     if isinstance(method, SelfTraining):
-        terms = [*regularizer_specs(method), *(["masking"] if method.masking else [])]
+        terms = list(regularizer_specs(method))
+        if method.masking:
+            terms.append("masking" + " of a plain ViT" * (method.masking.weight is None))
     terms += ["target statistics"] if method.target_statistics else []
     warm_up = warm_up_steps(method, recipe.steps)
     after = f", after {warm_up} steps on the source alone" if warm_up else ""

@@ -1,6 +1,7 @@
 """Build the objective of a stage from a recipe: network, loss terms and memories."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 import torch
@@ -69,6 +70,7 @@ def build_objective(
         projector=heads[0] if heads else None,
     )
     _refuse_tokens(method, student, model.backbone)
+    method = _masking_of_network(method, student)
     if base is None:
         hold_base(student)
     if init is not None:
@@ -84,6 +86,16 @@ def build_objective(
     objective.source_jitter, objective.target_jitter = stage.source_jitter, stage.target_jitter
     objective.base = base if student.backbone.base_names else None
     return objective
+
+
+def _masking_of_network(method: specs.Objective, student: Segmenter) -> specs.Objective:
+    """Return a method whose masking has a weight, or no masking if the network does without."""
+    if not isinstance(method, specs.SelfTraining) or method.masking is None:
+        return method
+    if method.masking.weight is not None:
+        return method
+    weighted = replace(method.masking, weight=1.0) if student.backbone.has_tokens else None
+    return replace(method, masking=weighted)
 
 
 def _refuse_tokens(method: specs.Objective, student: Segmenter, backbone: str) -> None:

@@ -152,8 +152,8 @@ class Masking:
     """Side of a block in pixels; 64 in MIC for crops of 1024, 32 for crops of 512."""
     ratio: Annotated[float, Interval(ge=0, le=1)] = 0.7
     """Share of blocks or tokens that is hidden, at random; 0.7 in MIC and VFM-UDA."""
-    weight: Annotated[float, Ge(0)] = 1.0
-    """Weight of the loss; 1 in MIC."""
+    weight: Annotated[float, Ge(0)] | None = 1.0
+    """Weight of the loss; 1 in MIC. Null is 1 for plain ViTs, and no masked images for others."""
     ramp: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Share of the steps, after the warm-up, in which the weight rises from 0; 0 in MIC."""
 

@@ -105,6 +105,9 @@ def _self_training_rows(setup: TrainingSetup) -> dict[str, str]:
     if isinstance(objective, SelfTraining) and objective.label_scale != 1:
         size = f"{objective.label_scale:g} times their size"
         rows["labels"] = f"by the teacher, of target images at {size}"
+    is_unmasked = isinstance(objective, SelfTraining) and objective.spec.masking is None
+    if is_unmasked and getattr(recipe.method, "masking", None):
+        rows["masking"] = "none: the network is no plain ViT (method.masking.weight: null)"
     return rows
 
 

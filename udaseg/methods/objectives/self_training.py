@@ -193,7 +193,7 @@ class SelfTraining(Objective):
 
     def _masked_loss(self, output: SegmenterOutput, context: StepContext, weight: Tensor) -> Tensor:
         spec = self.spec.masking
-        assert spec is not None
+        assert spec is not None and spec.weight is not None
         loss = self._target_loss(output, context.target_labels, weight)
         return spec.weight * _rise(context.batch.progress, spec.ramp) * loss
 
