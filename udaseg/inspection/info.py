@@ -272,7 +272,7 @@ def method_text(recipe: Recipe) -> str:
     if isinstance(method, SelfTraining):
         terms = list(regularizer_specs(method))
         if method.masking:
-            terms.append("masking" + " of a plain ViT" * (method.masking.weight is None))
+            terms.append("masking" + " (plain ViTs only)" * (method.masking.weight is None))
     terms += ["target statistics"] if method.target_statistics else []
     warm_up = warm_up_steps(method, recipe.steps)
     after = f", after {warm_up} steps on the source alone" if warm_up else ""
