@@ -98,15 +98,16 @@ def print_plan(
 
 
 def _self_training_rows(setup: TrainingSetup) -> dict[str, str]:
-    """Return the length of the warm-up and the size at which the teacher labels, if unusual."""
+    """Return the length of the warm-up, and what the network decides: size of labels, masking."""
     recipe, objective, rows = setup.recipe, setup.objective, {}
     if warm_up := warm_up_steps(recipe.method, recipe.steps):
         rows["warm-up"] = f"the first {warm_up} of these steps on the source alone"
-    if isinstance(objective, SelfTraining) and objective.label_scale != 1:
+    if not isinstance(objective, SelfTraining):
+        return rows
+    if objective.label_scale != 1:
         size = f"{objective.label_scale:g} times their size"
         rows["labels"] = f"by the teacher, of target images at {size}"
-    is_unmasked = isinstance(objective, SelfTraining) and objective.spec.masking is None
-    if is_unmasked and getattr(recipe.method, "masking", None):
+    if objective.spec.masking is None and getattr(recipe.method, "masking", None):
         rows["masking"] = "none: the network is no plain ViT (method.masking.weight: null)"
     return rows
 

@@ -123,7 +123,6 @@ class SelfTraining(Objective):
         order = list(inputs)
         views = _views_of_teacher(context, needs, inputs)
         weight, totals, monitored = self._sum_over_ranks(context, views, sums)
-        weight = weight.expand(context.target_labels.shape)
 
         parts: dict[str, Tensor] = {}
         for number, (view, given) in enumerate(inputs.items()):
@@ -172,8 +171,9 @@ class SelfTraining(Objective):
 
     def _source_input(self, batch: Batch, images: Tensor) -> Tensor:
         """Return source images as the student sees them, augmented if so configured."""
-        random = generator_for(batch.seed, "source")
-        return self._augment(images, random) if self.spec.augment_source else images
+        if not self.spec.augment_source:
+            return images
+        return self._augment(images, generator_for(batch.seed, "source"))
 
     def _source_loss(self, output: SegmenterOutput, batch: Batch, labelled: Tensor) -> Tensor:
         return pixel_loss(
@@ -202,7 +202,7 @@ class SelfTraining(Objective):
         return pixel_loss(
             output.logits,
             labels,
-            weight,
+            weight.expand(labels.shape),
             mean_over="all",
             align_corners=self.student.align_corners,
         )
