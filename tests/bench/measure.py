@@ -101,14 +101,18 @@ def chain_of_parts() -> dict[str, tuple[str, ...]]:
     """Return the rows of the parts, the first of which is source-only training.
 
     The rows after rare-class sampling have what the row before the prior has, because both lost.
-    The last is this row without masking.
+    The last two are this row without masking, and with labels of images that are enlarged more but
+    not mirrored, which takes about as long.
     """
     rows, words = {"source_only": ("synstreet_camvid/source_only",)}, ("synstreet_camvid/dacs",)
     for name, added in PARTS.items():
         rows[name] = (*words, *added)
         words = rows["larger_labels" if name == "rare_class_sampling" else name]
-    kept = (word for word in rows["larger_labels"] if word not in PARTS["masking"])
-    rows["without_masking"] = tuple(kept)
+    best = rows["larger_labels"]
+    rows["without_masking"] = tuple(word for word in best if word not in PARTS["masking"])
+    smaller = ("method.teacher.mirror=true", *PARTS["larger_labels"])
+    kept = (word for word in best if word not in smaller)
+    rows["labels_of_twice_the_size"] = (*kept, "method.teacher.scale=2")
     return rows
 
 
