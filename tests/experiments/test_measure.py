@@ -30,14 +30,16 @@ def results(tmp_path, monkeypatch):
 
 def test_each_part_has_the_words_of_the_parts_before_it():
     rows = measure.GROUPS["parts"].rows
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert rows["source_only"] == ("synstreet_camvid/source_only",)
     after_lost = {"regional_contrast": "larger_labels"}
-    for earlier, name in itertools.pairwise([*rows][1:-1]):
+    for earlier, name in itertools.pairwise([*rows][1:-2]):
         shorter, longer = rows[after_lost.get(name, earlier)], rows[name]
         assert longer[: len(shorter)] == shorter and len(longer) > len(shorter), name
     left_out = set(rows["larger_labels"]) - set(rows["without_masking"])
     assert left_out == set(measure.PARTS["masking"])
+    changed = set(rows["larger_labels"]) ^ set(rows["labels_of_twice_the_size"])
+    assert changed == {f"method.teacher.{word}" for word in ("mirror=true", "scale=1.5", "scale=2")}
 
 
 def test_the_words_of_each_job_describe_a_recipe():
