@@ -153,7 +153,7 @@ GROUPS = {
         "Methods without a warm-up on the ViT, 300 steps, else as above: where adaptation may hurt",
         vit(300),
         recipes("synstreet_camvid", "source_only", "dacs", "rccr", "spcl", "sepico", "minent"),
-        (0, 1),
+        (0, 1, 2),
     ),
     "light": Group(
         "Methods: generated streets to CamVid, EfficientNet-Lite0, 480x360, 500 steps of 2 + 2 "

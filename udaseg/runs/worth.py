@@ -70,6 +70,8 @@ class Worth:
         baseline: The network before the adaptation, or of the run to compare with.
         target: Data, split and number of the images that both were compared on.
         source: The same of the source; None if it was not available.
+        balance: What the adapted network gains by the criteria that count, losses below 0; None if
+            one of them could not be computed.
 
     Example:
         worth = udaseg.worth_it("runs/city-rccr", baseline="runs/city-source_only")
@@ -85,6 +87,7 @@ class Worth:
     baseline: ComparedNetwork | None = None
     target: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] | None = None
+    balance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as a JSON object, as `worth.json` stores it."""

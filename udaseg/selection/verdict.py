@@ -5,19 +5,17 @@ from dataclasses import replace
 
 from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Network, Verdict, Worth
 
-WEIGHTS = {"entropy": 0.5, "infomax": 1.0, "flip": 0.0, "source": 0.0, "drift": 2.0}
-"""Weight of each criterion. `flip` and `source` are shown but do not count: between networks, they
-do not follow the quality on the target. `teacher` is not computed: before the adaptation, the
-teacher is the student."""
+COMPARED = ("entropy", "infomax", "flip", "source", "drift")
+"""Criteria that are computed. Not `teacher`: before the adaptation, it is the student."""
 
-CLASSES_WEIGHT = 1.0
-"""Weight of the classes that one of the networks has lost."""
+COUNTED = ("infomax", "source", "drift")
+"""Criteria whose gains are added up, each 0 to 1 or in bits: what the network tells apart on the
+target, what it still knows of the source, and how close its class shares are to the source's.
+`entropy` and `flip` are shown but do not count: self-training lowers the entropy even where it
+does harm."""
 
-SMALLEST_CHANGE = {"entropy": 0.01, "infomax": 0.01, "flip": 0.01, "source": 0.01, "drift": 0.005}
-"""Smaller differences do not count."""
-
-CLEAR = 0.5
-"""Lead, as a share of all weights, that a verdict needs: no criterion reaches it alone."""
+CLEAR = 0.01
+"""Smaller differences, and smaller sums of them, say nothing."""
 
 LOST_BELOW = 0.25
 """A class is lost if a network predicts less than this part of what can be expected: the share of
@@ -34,10 +32,9 @@ class that it does not know are mostly wrong."""
 def judge(worth: Worth) -> Worth:
     """Return a comparison with its verdict, from the numbers that it stores.
 
-    The weight of each criterion goes to the network with the better value, and that of the classes
-    to the network that has lost fewer known ones. A network that has collapsed to one class, or
-    that tells the classes apart less well (`infomax`), is never the better one, and its lower
-    `entropy` then does not count.
+    An adaptation gains something on the target and forgets something of the source. The gains of
+    `COUNTED` are added up, losses below 0, and the sign of the sum decides. A network that has
+    collapsed to one class is worse than one that has not, and is never the better one.
 
     Args:
         worth: Needs the values of `criteria`, both networks and `source`; the rest is replaced.
@@ -45,36 +42,37 @@ def judge(worth: Worth) -> Worth:
     assert worth.adapted is not None
     assert worth.baseline is not None
     expected = (worth.source or {}).get("shares", {})
-    lost = _lost(worth.adapted, worth.baseline, expected)
-    found = _lost(worth.baseline, worth.adapted, expected)
-    rows = [replace(row, prefers=_preferred(row)) for row in worth.criteria]
-    by_information = next((row.prefers for row in rows if row.name == "infomax"), None)
-    votes = dict.fromkeys(("adapted", "baseline"), 0.0)
-    for row in rows:
-        is_only_sure = row.name == "entropy" and by_information not in (None, row.prefers)
-        if row.prefers is not None and not is_only_sure:
-            votes[row.prefers] += WEIGHTS[row.name]
-    if len(lost) != len(found):
-        votes["adapted" if len(found) > len(lost) else "baseline"] += CLASSES_WEIGHT
-    known = [row for row in rows if row.adapted is not None and row.baseline is not None]
-    total = CLASSES_WEIGHT + sum(WEIGHTS[row.name] for row in known)
-    lead = (votes["adapted"] - votes["baseline"]) / total
+    gains = {row.name: _gain(row) for row in worth.criteria}
+    counted = [gains.get(name) for name in COUNTED]
+    known = [gain for gain in counted if gain is not None]
+    balance = sum(known) if len(known) == len(counted) else None
     verdict: Verdict = "unclear"
     if worth.adapted.collapsed != worth.baseline.collapsed:
         verdict = "worse" if worth.adapted.collapsed else "better"
-    elif lead <= -CLEAR:
+    elif balance is not None and balance <= -CLEAR:
         verdict = "worse"
-    elif lead >= CLEAR and by_information != "baseline" and not worth.adapted.collapsed:
+    elif balance is not None and balance >= CLEAR and not worth.adapted.collapsed:
         verdict = "better"
-    judged = replace(worth, verdict=verdict, criteria=rows, lost=lost, found=found)
-    return replace(judged, reason=_reason(judged))
+    judged = replace(
+        worth,
+        verdict=verdict,
+        criteria=[replace(row, prefers=_preferred(gains[row.name])) for row in worth.criteria],
+        lost=_lost(worth.adapted, worth.baseline, expected),
+        found=_lost(worth.baseline, worth.adapted, expected),
+        balance=balance,
+    )
+    return replace(judged, reason=_reason(judged, gains))
 
 
-def _preferred(row: ComparedCriterion) -> Network | None:
+def _gain(row: ComparedCriterion) -> float | None:
+    """Return how much better the adapted network is; None if one of the values is missing."""
     if row.adapted is None or row.baseline is None:
         return None
-    gain = row.adapted - row.baseline if row.better == "higher" else row.baseline - row.adapted
-    if abs(gain) < SMALLEST_CHANGE[row.name]:
+    return row.adapted - row.baseline if row.better == "higher" else row.baseline - row.adapted
+
+
+def _preferred(gain: float | None) -> Network | None:
+    if gain is None or abs(gain) < CLEAR:
         return None
     return "adapted" if gain > 0 else "baseline"
 
@@ -93,18 +91,19 @@ def _lost(
     ]
 
 
-def _reason(worth: Worth) -> str:
+def _reason(worth: Worth, gains: Mapping[str, float | None]) -> str:
     """Return the sentence about a verdict."""
     for network, name in ((worth.adapted, "adapted network"), (worth.baseline, "baseline")):
         if network is not None and network.collapsed:
             return f"the {name} predicts almost only one class"
-    parts = []
-    for side, name in (("adapted", "adapted network"), ("baseline", "baseline")):
-        counted = (row.name for row in worth.criteria if row.prefers == side and WEIGHTS[row.name])
-        criteria = ", ".join(counted)
-        parts += [f"the {name} is better by {criteria}"] if criteria else []
+    if worth.balance is None:
+        missing = ", ".join(name for name in COUNTED if gains.get(name) is None)
+        return f"nothing can be said without {missing}, which the labelled source images give"
+    listed = ", ".join(f"{name} {gains[name]:+.3f}" for name in COUNTED)
+    verb = "loses" if worth.balance < 0 else "gains"
+    parts = [f"the adapted network {verb} {abs(worth.balance):.3f} in all ({listed})"]
     if worth.lost:
-        parts.append(f"the adapted network hardly predicts {', '.join(worth.lost)} any more")
+        parts.append(f"it hardly predicts {', '.join(worth.lost)} any more")
     if worth.found:
         parts.append(f"the baseline hardly predicts {', '.join(worth.found)}")
-    return "; ".join(parts) or "the two networks hardly differ"
+    return "; ".join(parts)

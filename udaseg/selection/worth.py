@@ -24,7 +24,7 @@ from udaseg.selection.candidates import (
 )
 from udaseg.selection.criteria import CRITERIA
 from udaseg.selection.measure import compute_criteria, source_shares
-from udaseg.selection.verdict import WEIGHTS, judge
+from udaseg.selection.verdict import COMPARED, judge
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def compare_networks(adapted: Model, baseline: Model, sets: EvaluationSets, fold
             each.name, each.better, ours.values[each.name], theirs.values[each.name], None
         )
         for each in CRITERIA
-        if each.name in WEIGHTS
+        if each.name in COMPARED
     ]
     source = None
     if sets.source is not None:
@@ -146,7 +146,7 @@ def compare_networks(adapted: Model, baseline: Model, sets: EvaluationSets, fold
 
 def _measured(model: Model, sets: EvaluationSets, folder: Path) -> Candidate:
     candidate = Candidate(folder, model.checkpoint, model.step)
-    compute_criteria(candidate, model, sets, device=str(model.device), criteria=WEIGHTS)
+    compute_criteria(candidate, model, sets, device=str(model.device), criteria=COMPARED)
     return candidate
 
 
