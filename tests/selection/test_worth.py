@@ -298,7 +298,9 @@ def test_predict_can_follow_the_verdict(worse):
     settings, messages = predicted(worse, "--weights", "better")
     assert (settings["step"], settings["weights"]) == (10, "student")
     assert settings["worth"] == {"verdict": "worse", "network": "baseline"}
-    assert "the verdict on the adaptation is worse (the adapted network loses 1.655 in all" in messages
+    assert (
+        "the verdict on the adaptation is worse (the adapted network loses 1.655 in all" in messages
+    )
     assert "so the baseline network is used" in messages
     worse.add_warm_up(Wrong())
     worse.networks["run"] = ColorNetwork(), 40
@@ -318,12 +320,22 @@ def test_predict_without_a_verdict_takes_the_adapted_network_and_says_so(worse):
     assert "worth" not in predicted(worse)[1]
 
 
-def test_predict_refuses_another_network_than_the_one_that_was_compared(worse):
-    worse.add_warm_up(Unsure())
-    worse.networks["warm_up"] = Unsure(), 11
+def changed(home):
+    home.add_warm_up(Unsure())
+    home.networks["warm_up"] = Unsure(), 11
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed, "step-000010.pt: has changed since"),
+        (lambda home: home.networks.pop("warm_up"), "no such run or checkpoint"),
+    ],
+)
+def test_predict_refuses_a_baseline_that_changed_or_is_gone(worse, change, message):
+    change(worse)
     image = next((worse.path / "toyland-target/images").iterdir())
     words = ("predict", image, "--checkpoint", "run", "--weights", "better")
     output = udaseg(*words, cwd=worse.path, expect=3)
-    assert "is not the network that run/checkpoints/step-000040.pt was compared with" in (
-        output.stderr
-    )
+    assert message in output.stderr
+    assert "run/checkpoints/step-000040.pt was compared with this network" in output.stderr

@@ -219,10 +219,17 @@ def load_baseline(worth: Worth, model: Model) -> Model:
     """
     assert worth.baseline is not None
     path = run_folder_of(model.checkpoint) / worth.baseline.checkpoint
-    baseline = load(path, device=model.device)
+    try:
+        baseline = load(path, device=model.device)
+    except CheckpointError as error:
+        raise _not_the_baseline(model, str(error)) from error
     if baseline.sha256 != worth.baseline.sha256:
-        raise CheckpointError(
-            f"{path}: is not the network that {model.checkpoint} was compared with; run `udaseg "
-            "select --worth-it` again"
-        )
+        raise _not_the_baseline(model, f"{path}: has changed since")
     return baseline
+
+
+def _not_the_baseline(model: Model, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{reason}; {model.checkpoint} was compared with this network: run `udaseg select "
+        "--worth-it` again"
+    )
