@@ -170,10 +170,11 @@ GROUPS = {
         (0,),
     ),
     "toyland": Group(
-        "Methods that BENCHMARKS.md does not have from before: toyland, MobileNetV2 from random "
-        "weights, 256x128, 500 steps of 4 + 4 images",
+        "Methods: toyland, MobileNetV2 from random weights, 256x128, 500 steps of 4 + 4 images",
         ("--steps=500",),
-        recipes("toyland", "source_only", "foundation", "mic", "daformer"),
+        recipes(
+            "toyland", "source_only", "foundation", "mic", "daformer", "spcl", "dacs", "minent"
+        ),
         (0, 1, 2),
     ),
 }
