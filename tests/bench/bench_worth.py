@@ -3,15 +3,17 @@
     python -m tests.bench.bench_worth [FILE]
 
 Reads the results of `tests.bench.measure`, or another file of such lines, judges each comparison
-again by the rule of today, and prints it beside the mIoU on target labels, as Markdown. Then it
-prints what would be gained by following the verdict (the adapted network, unless it is `worse`),
-beside adapting always and never. To try another rule, change the constants of
-`udaseg/selection/verdict.py` and run this again: no network is run.
+again by the rule of today, and prints it beside the mIoU on target labels, as Markdown; wrong
+verdicts are bold. Then it prints what would be gained by following the verdict (the adapted
+network, unless it is `worse`), beside adapting always and never. To try another rule, change
+`udaseg/selection/verdict.py` and run this again: no network is run. The rule was fixed on the
+comparisons of `tests/bench/verdict_development.jsonl`, runs on toyland of another seed.
 """
 
 import json
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +57,10 @@ class Case:
         return abs(self.won) >= _NO_DIFFERENCE
 
     @property
-    def advice(self) -> str:
-        """Whether the choice that the verdict makes, or none, is right."""
-        if not self.differs:
-            return "equal"
-        if self.verdict == "unclear":
-            return "open"
-        return "right" if (self.verdict == "better") == (self.won > 0) else "**wrong**"
+    def marked(self) -> str:
+        """The verdict, bold if it is wrong."""
+        wrong = self.differs and self.verdict == ("worse" if self.won > 0 else "better")
+        return f"**{self.verdict}**" if wrong else self.verdict
 
 
 def read_cases(lines: Sequence[str]) -> list[Case]:
@@ -125,17 +124,32 @@ def by_criterion(cases: Sequence[Case]) -> list[str]:
     return rows
 
 
+def table(cases: Sequence[Case]) -> list[str]:
+    """Return the cases as a Markdown table, the seeds of a row side by side."""
+    rows = defaultdict(list)
+    for case in cases:
+        rows[case.run.rsplit("/", 1)[0], case.against].append(case)
+    lines = ["| runs | lines | compared with | points won | verdict |", "|---|---|---|---|---|"]
+    for (run, against), seeds in sorted(rows.items(), key=lambda row: row[0][::-1]):
+        same = len({case.marked for case in seeds}) == 1
+        words = [case.marked for case in (seeds[:1] if same else seeds)]
+        cells = (
+            run,
+            ", ".join(str(case.line) for case in seeds),
+            against,
+            ", ".join(f"{case.won:+.1f}" for case in seeds),
+            ", ".join(words),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
     """Print the cases, what following the verdict gains, and how good each criterion is."""
     file = Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS)
     cases = read_cases(file.read_text(encoding="utf-8").splitlines())
-    rows = ["| line | run | against | won | verdict | |", "|---:|---|---|---:|---|---|"]
-    rows += [
-        f"| {case.line} | {case.run} | {case.against} | {case.won:+.1f} | {case.verdict} "
-        f"| {case.advice} |"
-        for case in cases
-    ]
-    sys.stdout.write("\n".join([*rows, "", *summary(cases), "", *by_criterion(cases)]) + "\n")
+    tables = (table(cases), summary(cases), by_criterion(cases))
+    sys.stdout.write("\n".join(line for each in tables for line in [*each, ""]))
 
 
 if __name__ == "__main__":
