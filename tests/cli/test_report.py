@@ -125,7 +125,7 @@ def test_the_verdict_on_the_adaptation_is_shown(home):
     write_worth(home["path"] / "adapted", Worth("worse", "drift says so", [], [], [], *networks))
     text = report(home, "adapted", "--images", 0)[1].read_text()
     assert "Verdict without target labels: worse; drift says so." in text
-    assert "the adaptation made the network worse: drift says so" in text
+    assert "worse by the adaptation, say criteria without labels: drift says so" in text
 
 
 def test_cost_is_told_over_all_starts_where_it_was_counted(home):

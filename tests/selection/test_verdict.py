@@ -1,5 +1,6 @@
 """The rule that turns the numbers of two networks into a verdict."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -38,14 +39,20 @@ def test_the_sum_of_gains_decides():
     assert judged.verdict == "better"
     assert judged.balance == pytest.approx(0.2 + 0.1 + 0.05)
     assert judged.reason == (
-        "the adapted network gains 0.350 in all (infomax +0.200, source +0.100, drift +0.050)"
+        "the adapted network gains 0.350 in all: "
+        "+0.200 by infomax, +0.100 by source, +0.050 by drift"
     )
     assert preferred(judged) == dict.fromkeys(BETTER, "adapted")
     judged = worth(SAME, GOOD)
     assert (judged.verdict, judged.balance) == ("worse", pytest.approx(-0.35))
-    assert judged.reason.startswith("the adapted network loses 0.350 in all (infomax -0.200, ")
+    assert judged.reason.startswith("the adapted network loses 0.350 in all: -0.200 by infomax, ")
     assert preferred(judged) == dict.fromkeys(BETTER, "baseline")
-    assert worth(SAME, SAME).verdict == "unclear"
+    judged = worth({**SAME, "source": 0.5999}, SAME)
+    assert judged.verdict == "unclear"
+    assert judged.reason == (
+        "the adapted network neither gains nor loses 0.01 in all: "
+        "+0.000 by infomax, +0.000 by source, +0.000 by drift"
+    )
 
 
 @pytest.mark.parametrize("name", ["infomax", "source", "drift"])
@@ -84,7 +91,12 @@ def test_a_collapsed_network_never_wins():
         "the adapted network predicts almost only one class"
     )
     assert worth(SAME, GOOD, theirs=flagged).verdict == "better"
-    assert worth(GOOD, SAME, flagged, flagged).verdict == "unclear"
+    assert worth(SAME, GOOD, theirs=flagged).reason == (
+        "the baseline predicts almost only one class"
+    )
+    judged = worth(GOOD, SAME, flagged, flagged)
+    assert judged.verdict == "unclear"
+    assert judged.reason == ("the adapted network and the baseline predict almost only one class")
 
 
 def test_known_classes_that_vanish_are_named():
@@ -112,10 +124,11 @@ def test_known_classes_that_vanish_are_named():
 
 
 @pytest.mark.parametrize("missing", [("infomax",), ("source", "drift")])
-def test_without_one_of_them_there_is_no_verdict(missing):
-    judged = worth({**GOOD, **dict.fromkeys(missing)}, SAME)
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_without_one_of_them_there_is_no_verdict(missing, value):
+    judged = worth({**GOOD, **dict.fromkeys(missing, value)}, SAME)
     assert (judged.verdict, judged.balance) == ("unclear", None)
-    assert f"without {', '.join(missing)}" in judged.reason
+    assert judged.reason == f"nothing can be said without {' and '.join(missing)}"
     assert preferred(judged) == {**dict.fromkeys(BETTER, "adapted"), **dict.fromkeys(missing)}
 
 

@@ -16,7 +16,7 @@ from tests.support.loading import replace_load
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import CheckpointError, DataError, NotFiniteError, UsageError
-from udaseg.inference import run_data
+from udaseg.inference import run_data, trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.runs.best import warm_up_folder
 from udaseg.runs.worth import read_worth
@@ -35,6 +35,8 @@ class Home:
         folder = run if name == "warm_up" else run / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step-{step:06d}.pt").touch()
+        manifest = {"sha256": f"digest of {name} {step}"}
+        (folder / f"step-{step:06d}.json").write_text(json.dumps(manifest))
 
     def add_warm_up(self, network):
         self.add("warm_up", network, warm_up_folder(self.path / "run"), step=10)
@@ -149,7 +151,9 @@ def test_without_the_source_there_is_no_verdict(home, caplog):
     assert [row.name for row in worth.criteria if row.adapted is None] == ["source", "drift"]
     assert worth.adapted.source_iou == {}
     assert (worth.verdict, worth.balance) == ("unclear", None)
-    assert "without source, drift" in worth.reason
+    assert worth.reason == "nothing can be said without source and drift"
+    assert "not stored, because the source is missing" in caplog.text
+    assert package.Run("run").worth is None
 
 
 def test_networks_of_other_classes_and_diverged_ones_are_refused(home):
@@ -187,8 +191,8 @@ def test_a_damaged_file_is_no_verdict(home, change):
 def test_the_command_prints_the_verdict_and_the_values(home):
     home.add_warm_up(Wrong())
     output = udaseg("select", "run", "--worth-it", cwd=home.path)
-    answer = "Was the adaptation worth it? Yes: the adapted network gains 1.655 in all (infomax +0."
-    assert answer in output.stdout
+    answer = "Was the adaptation worth it? Yes: the adapted network gains 1.655 in all: "
+    assert f"{answer}+0.982 by infomax" in output.stdout
     assert "baseline: step 10, checkpoints/warm_up/step-000010.pt" in output.stdout
     (row,) = (line.split() for line in output.stdout.splitlines() if line.startswith("source"))
     assert row[:3] + row[4:] == ["source", "↑", "1.000", "adapted"]
@@ -215,9 +219,26 @@ def test_options_that_contradict_are_refused(home, words, advice):
     assert advice in udaseg("select", *words, cwd=home.path, expect=2).stderr
 
 
-def test_the_run_itself_is_no_baseline(home):
-    with pytest.raises(UsageError, match="run: is the run itself; name another one"):
-        package.worth_it("run", baseline="run")
+@pytest.mark.parametrize(
+    ("adapted", "baseline"),
+    [("run", "run"), ("run", "run/checkpoints"), ("run/checkpoints/warm_up", None)],
+)
+def test_a_network_is_no_baseline_of_itself(home, adapted, baseline):
+    home.add_warm_up(Wrong())
+    with pytest.raises(UsageError, match=r"step-0000.0\.pt: is the network itself; name another"):
+        package.worth_it(adapted, baseline=baseline)
+
+
+def test_only_the_comparison_of_the_newest_network_is_kept_and_shown(home, caplog):
+    home.add_warm_up(Wrong())
+    stored = package.worth_it("run")
+    with caplog.at_level(logging.INFO):
+        older = package.worth_it("run/checkpoints/warm_up", baseline="run")
+    assert (older.verdict, stored.verdict) == ("worse", "better")
+    assert "not stored, because it is not about the newest checkpoint" in caplog.text
+    assert package.Run("run").worth == stored
+    home.add("run", ColorNetwork(), home.path / "run", step=60)  # trained on
+    assert package.Run("run").worth is None
 
 
 EVAL = ("eval", "run", "--data", "toyland-target", "--split", "train")
@@ -299,7 +320,8 @@ def test_predict_can_follow_the_verdict(worse):
     assert (settings["step"], settings["weights"]) == (10, "student")
     assert settings["worth"] == {"verdict": "worse", "network": "baseline"}
     assert (
-        "the verdict on the adaptation is worse (the adapted network loses 1.655 in all" in messages
+        "the verdict on the adaptation is worse (the adapted network loses 1.655 in all: "
+        in messages
     )
     assert "so the baseline network is used" in messages
     worse.add_warm_up(Wrong())
@@ -315,9 +337,21 @@ def test_predict_without_a_verdict_takes_the_adapted_network_and_says_so(worse):
     settings, messages = predicted(worse, "--weights", "better")
     assert settings["step"] == 40
     assert settings["worth"] == {"verdict": "unknown", "network": "adapted"}
-    assert "the verdict on the adaptation is unknown (there is nothing" in messages
-    assert "so the adapted network is used" in messages
+    assert "the verdict on the adaptation is unknown (it was not compared" in messages
+    assert "yet: `udaseg select --worth-it run`), so the adapted network is used" in messages
     assert "worth" not in predicted(worse)[1]
+    for file in (worse.path / "run/checkpoints/warm_up").iterdir():
+        file.unlink()
+    (worse.path / "run/checkpoints/warm_up").rmdir()
+    messages = predicted(worse, "--weights", "better")[1]
+    assert "there is nothing to compare the adapted network with" in messages
+
+
+def test_the_verdict_is_about_the_student(worse):
+    model = worse.load(Path("run"))
+    assert trained_model.stored_worth(model).verdict == "worse"
+    model.weights = "teacher"
+    assert trained_model.stored_worth(model) is None
 
 
 def changed(home):
@@ -338,4 +372,5 @@ def test_predict_refuses_a_baseline_that_changed_or_is_gone(worse, change, messa
     words = ("predict", image, "--checkpoint", "run", "--weights", "better")
     output = udaseg(*words, cwd=worse.path, expect=3)
     assert message in output.stderr
+    assert "run `udaseg select --worth-it run --baseline RUN` again" in output.stderr
     assert "run/checkpoints/step-000040.pt was compared with this network" in output.stderr

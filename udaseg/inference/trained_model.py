@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from itertools import chain
 from pathlib import Path
 
@@ -207,7 +208,12 @@ def load(
 
 
 def stored_worth(model: Model) -> Worth | None:
-    """Return what the run of a model stores of the comparison of this very network, if any."""
+    """Return what the run of a model stores of the comparison of this very network, if any.
+
+    Only students are compared.
+    """
+    if model.weights != "student":
+        return None
     return read_worth(run_folder_of(model.checkpoint), model.sha256)
 
 
@@ -229,7 +235,8 @@ def load_baseline(worth: Worth, model: Model) -> Model:
 
 
 def _not_the_baseline(model: Model, reason: str) -> CheckpointError:
+    run = shlex.quote(str(run_folder_of(model.checkpoint)))
     return CheckpointError(
         f"{reason}; {model.checkpoint} was compared with this network: run `udaseg select "
-        "--worth-it` again"
+        f"--worth-it {run} --baseline RUN` again"
     )

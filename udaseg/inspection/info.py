@@ -174,7 +174,7 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
         best=_best_checkpoints(folder),
         scores=read_evaluations(folder, []),
         cost=read_cost(folder),
-        worth=read_worth(folder),
+        worth=read_worth(folder, None if checkpoint is None else checkpoint.sha256),
         stride=None if recipe is None else _own_stride(recipe),
     )
 

@@ -50,7 +50,7 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
     features = read_features(folder, warnings)
     worth = read_worth(folder) or (unknown_worth(folder) if adapts(recipe) else None)
     if worth is not None and worth.verdict == "worse":
-        warnings.append(f"the adaptation made the network worse: {worth.reason}")
+        warnings.append(f"worse by the adaptation, say criteria without labels: {worth.reason}")
     warnings += _status_warnings(status)
     warnings += _alarm_warnings(metrics)
     warnings += _log_warnings(_read_text(folder / "train.log"))

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from udaseg.errors import CheckpointError
 from udaseg.files import plain_json, write_json
+from udaseg.runs.best import warm_up_folder
+from udaseg.runs.manifests import digest_of_newest
 
 WORTH_FILE = "worth.json"
 Verdict = Literal["better", "worse", "unclear", "unknown"]
@@ -60,14 +63,14 @@ class Worth:
     """Whether an adaptation was worth it, by criteria that need no target labels.
 
     Attributes:
-        verdict: `better` or `worse` than the baseline, `unclear` if the criteria disagree, or
+        verdict: `better` or `worse` than the baseline, `unclear` if gains and losses cancel, or
             `unknown` without a baseline.
         reason: A sentence about the verdict.
         criteria: The values of both networks; empty if `unknown`.
         lost: Classes that the adapted network hardly predicts any more.
-        found: Classes that only the adapted network predicts as often as can be expected.
+        found: Classes that the baseline hardly predicts, and the adapted network does.
         adapted: The adapted network; None if `unknown`.
-        baseline: The network before the adaptation, or of the run to compare with.
+        baseline: The network before the adaptation, or any other to compare with.
         target: Data, split and number of the images that both were compared on.
         source: The same of the source; None if it was not available.
         balance: What the adapted network gains by the criteria that count, losses below 0; None if
@@ -99,12 +102,17 @@ _STORED = TypeAdapter(Worth)
 
 
 def unknown_worth(run: Path) -> Worth:
-    """Return the verdict on a run without anything to compare with, and how to get one."""
+    """Return the verdict on a network that was not compared, and how to get one."""
+    command = f"udaseg select --worth-it {shlex.quote(str(run))}"
+    if warm_up_folder(run).is_dir():
+        return Worth(
+            "unknown", f"it was not compared with the one before the adaptation yet: `{command}`"
+        )
     return Worth(
         "unknown",
         "there is nothing to compare the adapted network with. Train on the source alone, then run "
-        f"`udaseg select --worth-it {shlex.quote(str(run))} --baseline SOURCE_ONLY_RUN`; a run "
-        "with method.warm_up=0.25 keeps its own network before the adaptation",
+        f"`{command} --baseline SOURCE_ONLY_RUN`; a run with method.warm_up=0.25 keeps its own "
+        "network before the adaptation",
     )
 
 
@@ -115,20 +123,25 @@ def write_worth(run: Path, worth: Worth) -> Path:
 
 
 def read_worth(run: Path, sha256: str | None = None) -> Worth | None:
-    """Return the comparison that a run stores; None if there is none, or it is damaged.
+    """Return the comparison that a run stores of a network; None if there is none.
 
     Args:
         run: The run folder.
-        sha256: Digest of the adapted network that the comparison must be about; None takes any.
+        sha256: Digest of the adapted network; None takes the newest checkpoint of the run, or what
+            is stored if there is none any more.
     """
     try:
         worth = _STORED.validate_json((run / WORTH_FILE).read_bytes(), strict=True)
     except (OSError, ValueError):
         return None
-    if (
-        worth.adapted is None
-        or worth.baseline is None
-        or sha256 not in (None, worth.adapted.sha256)
-    ):
+    if worth.adapted is None or worth.baseline is None:
         return None
-    return worth
+    return worth if (sha256 or _newest(run)) in (None, worth.adapted.sha256) else None
+
+
+def _newest(run: Path) -> str | None:
+    """Return the digest of the newest checkpoint; None if the run has none any more."""
+    try:
+        return digest_of_newest(run)
+    except (CheckpointError, OSError):
+        return None

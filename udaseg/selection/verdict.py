@@ -1,5 +1,6 @@
 """The rule of `udaseg select --worth-it`: from the numbers of two networks to a verdict."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,13 +10,12 @@ COMPARED = ("entropy", "infomax", "flip", "source", "drift")
 """Criteria that are computed. Not `teacher`: before the adaptation, it is the student."""
 
 COUNTED = ("infomax", "source", "drift")
-"""Criteria whose gains are added up, each 0 to 1 or in bits: what the network tells apart on the
-target, what it still knows of the source, and how close its class shares are to the source's.
-`entropy` and `flip` are shown but do not count: self-training lowers the entropy even where it
-does harm."""
+"""Criteria whose gains are added up: information about the target (0 to 1), mIoU on the source
+(0 to 1), and the fall of the distance between the class shares (in bits). `entropy` and `flip` are
+shown but do not count: self-training lowers the entropy even where it does harm."""
 
 CLEAR = 0.01
-"""Smaller differences, and smaller sums of them, say nothing."""
+"""A smaller sum of gains says nothing. Smaller differences of a criterion prefer no network."""
 
 LOST_BELOW = 0.25
 """A class is lost if a network predicts less than this part of what can be expected: the share of
@@ -34,7 +34,7 @@ def judge(worth: Worth) -> Worth:
 
     An adaptation gains something on the target and forgets something of the source. The gains of
     `COUNTED` are added up, losses below 0, and the sign of the sum decides. A network that has
-    collapsed to one class is worse than one that has not, and is never the better one.
+    collapsed to one class is worse than one that has not; of two such networks, none is better.
 
     Args:
         worth: Needs the values of `criteria`, both networks and `source`; the rest is replaced.
@@ -47,12 +47,11 @@ def judge(worth: Worth) -> Worth:
     known = [gain for gain in counted if gain is not None]
     balance = sum(known) if len(known) == len(counted) else None
     verdict: Verdict = "unclear"
-    if worth.adapted.collapsed != worth.baseline.collapsed:
-        verdict = "worse" if worth.adapted.collapsed else "better"
-    elif balance is not None and balance <= -CLEAR:
-        verdict = "worse"
-    elif balance is not None and balance >= CLEAR and not worth.adapted.collapsed:
-        verdict = "better"
+    if worth.adapted.collapsed or worth.baseline.collapsed:
+        if worth.adapted.collapsed != worth.baseline.collapsed:
+            verdict = "worse" if worth.adapted.collapsed else "better"
+    elif balance is not None and abs(balance) >= CLEAR:
+        verdict = "better" if balance > 0 else "worse"
     judged = replace(
         worth,
         verdict=verdict,
@@ -68,7 +67,8 @@ def _gain(row: ComparedCriterion) -> float | None:
     """Return how much better the adapted network is; None if one of the values is missing."""
     if row.adapted is None or row.baseline is None:
         return None
-    return row.adapted - row.baseline if row.better == "higher" else row.baseline - row.adapted
+    gain = row.adapted - row.baseline if row.better == "higher" else row.baseline - row.adapted
+    return gain if math.isfinite(gain) else None
 
 
 def _preferred(gain: float | None) -> Network | None:
@@ -93,15 +93,20 @@ def _lost(
 
 def _reason(worth: Worth, gains: Mapping[str, float | None]) -> str:
     """Return the sentence about a verdict."""
-    for network, name in ((worth.adapted, "adapted network"), (worth.baseline, "baseline")):
-        if network is not None and network.collapsed:
-            return f"the {name} predicts almost only one class"
+    sides = ((worth.adapted, "the adapted network"), (worth.baseline, "the baseline"))
+    collapsed = [name for network, name in sides if network is not None and network.collapsed]
+    if collapsed:
+        verb = "predicts" if len(collapsed) == 1 else "predict"
+        return f"{' and '.join(collapsed)} {verb} almost only one class"
     if worth.balance is None:
-        missing = ", ".join(name for name in COUNTED if gains.get(name) is None)
-        return f"nothing can be said without {missing}, which the labelled source images give"
-    listed = ", ".join(f"{name} {gains[name]:+.3f}" for name in COUNTED)
-    verb = "loses" if worth.balance < 0 else "gains"
-    parts = [f"the adapted network {verb} {abs(worth.balance):.3f} in all ({listed})"]
+        missing = " and ".join(name for name in COUNTED if gains.get(name) is None)
+        return f"nothing can be said without {missing}"
+    if abs(worth.balance) < CLEAR:
+        verb = f"neither gains nor loses {CLEAR} in all"
+    else:
+        verb = f"{'gains' if worth.balance > 0 else 'loses'} {abs(worth.balance):.3f} in all"
+    listed = ", ".join(f"{gains[name]:+.3f} by {name}" for name in COUNTED)
+    parts = [f"the adapted network {verb}: {listed.replace('-0.000', '+0.000')}"]
     if worth.lost:
         parts.append(f"it hardly predicts {', '.join(worth.lost)} any more")
     if worth.found:

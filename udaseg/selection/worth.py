@@ -15,6 +15,7 @@ from udaseg.recipe.stages import adapts
 from udaseg.runs.best import warm_up_folder
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.leftovers import writing_in_run
+from udaseg.runs.manifests import digest_of_newest, list_manifests
 from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Worth, unknown_worth, write_worth
 from udaseg.selection.candidates import (
     Candidate,
@@ -54,7 +55,7 @@ def worth_it(
     """Return whether an adaptation was worth it, without target labels, and store it in the run.
 
     The students of both are compared on the same images. `adapt` does so at its end, if the run has
-    a warm-up.
+    a warm-up. What is stored is about the newest checkpoint, and compared on the source, too.
 
     Args:
         run: Run folder or checkpoint of the adapted network.
@@ -90,10 +91,10 @@ def worth_it(
             raise UsageError(
                 f"{folder}: was trained on the source alone, so there is no adaptation to judge"
             )
-        return unknown_worth(folder)
-    if other.is_dir() and other.resolve() == folder.resolve():
-        raise UsageError(f"{other}: is the run itself; name another one as the baseline")
+        return unknown_worth(Path(run))
     before = trained_model.load(other, device=options.device)
+    if before.sha256 == adapted.sha256:
+        raise UsageError(f"{before.checkpoint}: is the network itself; name another baseline")
     refuse_other_classes(
         before.checkpoint, before.classes.names, adapted.checkpoint, adapted.classes.names
     )
@@ -106,9 +107,21 @@ def worth_it(
         root=Path(options.root),
     )
     worth = compare_networks(adapted, before, sets, folder)
-    with writing_in_run(folder):
-        log.info("written to %s", write_worth(folder, worth))
+    _store(folder, worth)
     return worth
+
+
+def _store(folder: Path, worth: Worth) -> None:
+    """Write a comparison into the run that it is about, unless that would say too little of it."""
+    assert worth.adapted is not None
+    is_run = bool(list_manifests(folder / "checkpoints"))
+    if not is_run or worth.adapted.sha256 != digest_of_newest(folder):
+        log.info("not stored, because it is not about the newest checkpoint of a run")
+    elif worth.source is None:
+        log.warning("not stored, because the source is missing")
+    else:
+        with writing_in_run(folder):
+            log.info("written to %s", write_worth(folder, worth))
 
 
 def compare_networks(adapted: Model, baseline: Model, sets: EvaluationSets, folder: Path) -> Worth:
