@@ -307,44 +307,35 @@ def predicted(home, *words):
     return json.loads((home.path / "masks/prediction.json").read_text()), output.stderr
 
 
-def test_predict_takes_the_adapted_network_and_warns(worse):
+def test_predict_follows_the_verdict(worse):
     settings, messages = predicted(worse)
-    assert settings["step"] == 40
-    assert "worth" not in settings
-    assert "the adaptation made it worse than checkpoints/warm_up/step-000010.pt" in messages
-    assert "--weights better takes that one" in messages
-
-
-def test_predict_can_follow_the_verdict(worse):
-    settings, messages = predicted(worse, "--weights", "better")
     assert (settings["step"], settings["weights"]) == (10, "student")
     assert settings["worth"] == {"verdict": "worse", "network": "baseline"}
-    assert (
-        "the verdict on the adaptation is worse (the adapted network loses 1.655 in all: "
-        in messages
+    assert "the verdict on the adaptation is worse (the adapted network loses 1.655 in all: " in (
+        messages
     )
     assert "so the baseline network is used" in messages
     worse.add_warm_up(Wrong())
     worse.networks["run"] = ColorNetwork(), 40
     package.worth_it("run")
-    settings, _ = predicted(worse, "--weights", "better")
+    settings, _ = predicted(worse)
     assert settings["step"] == 40
     assert settings["worth"] == {"verdict": "better", "network": "adapted"}
 
 
-def test_predict_without_a_verdict_takes_the_adapted_network_and_says_so(worse):
-    (worse.path / "run/worth.json").unlink()
-    settings, messages = predicted(worse, "--weights", "better")
+def test_predict_takes_the_adapted_network_if_told_so(worse):
+    settings, messages = predicted(worse, "--weights", "student")
     assert settings["step"] == 40
-    assert settings["worth"] == {"verdict": "unknown", "network": "adapted"}
-    assert "the verdict on the adaptation is unknown (it was not compared" in messages
-    assert "yet: `udaseg select --worth-it run`), so the adapted network is used" in messages
-    assert "worth" not in predicted(worse)[1]
-    for file in (worse.path / "run/checkpoints/warm_up").iterdir():
-        file.unlink()
-    (worse.path / "run/checkpoints/warm_up").rmdir()
-    messages = predicted(worse, "--weights", "better")[1]
-    assert "there is nothing to compare the adapted network with" in messages
+    assert "worth" not in settings
+    assert "verdict" not in messages
+
+
+def test_predict_without_a_verdict_takes_the_adapted_network(worse):
+    (worse.path / "run/worth.json").unlink()
+    settings, messages = predicted(worse)
+    assert settings["step"] == 40
+    assert "worth" not in settings
+    assert "verdict" not in messages
 
 
 def test_the_verdict_is_about_the_student(worse):
@@ -369,8 +360,9 @@ def changed(home):
 def test_predict_refuses_a_baseline_that_changed_or_is_gone(worse, change, message):
     change(worse)
     image = next((worse.path / "toyland-target/images").iterdir())
-    words = ("predict", image, "--checkpoint", "run", "--weights", "better")
-    output = udaseg(*words, cwd=worse.path, expect=3)
+    output = udaseg("predict", image, "--checkpoint", "run", cwd=worse.path, expect=3)
     assert message in output.stderr
+    assert "or use `--weights student`" in output.stderr
     assert "run `udaseg select --worth-it run --baseline RUN` again" in output.stderr
+    predicted(worse, "--weights", "student")
     assert "run/checkpoints/step-000040.pt was compared with this network" in output.stderr

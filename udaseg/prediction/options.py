@@ -27,8 +27,8 @@ class PredictOptions:
         video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
         overwrite: Overwrite existing masks; all of them are removed before the first is written.
         resume: Keep existing intact masks, if the same network made them with the same options.
-        weights: `student`, `teacher`, or `better`: the student, or the network that it was compared
-            with if `worth_it` found it to be worse. A `Model` has its own.
+        weights: `better` takes the student, or the network that it was compared with if `worth_it`
+            found it to be worse; or `student` or `teacher`. A `Model` has its own.
         device: Device to compute on; a `Model` stays where it is.
         flip: Average with the mirrored image.
         window: Sliding window (height, width) over the network's input.
@@ -54,7 +54,7 @@ class PredictOptions:
     video: str = "mp4"
     overwrite: bool = False
     resume: bool = False
-    weights: str = "student"
+    weights: str = "better"
     device: str = "auto"
     flip: bool = False
     window: tuple[int, int] | None = None

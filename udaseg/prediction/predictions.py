@@ -23,7 +23,7 @@ from udaseg.distributed import (
     rank,
     world_size,
 )
-from udaseg.errors import DataError, Interrupted
+from udaseg.errors import CheckpointError, DataError, Interrupted
 from udaseg.failures import process_group
 from udaseg.files import csv_text, sha256, write_json, write_text
 from udaseg.inference import trained_model
@@ -42,7 +42,6 @@ from udaseg.prediction.options import PredictOptions
 from udaseg.prediction.plan import Job, Plan
 from udaseg.prediction.videos import frame_batches, predict_videos
 from udaseg.runs.calibration_file import read_temperature
-from udaseg.runs.worth import unknown_worth
 from udaseg.signals import StopSignal
 from udaseg.sizes import plain_size
 from udaseg.text import bands_text, printable
@@ -199,32 +198,24 @@ def _write_legend(plan: Plan, classes: dict[str, Any]) -> None:
 
 
 def _load_model(model: Network, options: PredictOptions) -> tuple[Model, dict[str, Any]]:
-    """Return the network to predict with, and how it was chosen if that depends on a verdict.
-
-    Warns about a network that its adaptation made worse.
-    """
+    """Return the network to predict with, and how it was chosen if that depends on a verdict."""
     if isinstance(model, Model):
         return model, {}
-    run = Path(model)
-    follow = options.weights == "better"
-    weights = "student" if follow else options.weights
-    loaded = trained_model.load(run, weights=weights, device=options.device)
-    worth = trained_model.stored_worth(loaded) or unknown_worth(run)
-    if not follow:
-        if worth.verdict == "worse" and worth.baseline is not None:
-            log.warning(
-                "%s: the adaptation made it worse than %s, by criteria without target labels (%s); "
-                "--weights better takes that one",
-                loaded.checkpoint,
-                worth.baseline.checkpoint,
-                worth.reason,
-            )
-        return loaded, {}
-    chosen = "baseline" if worth.verdict == "worse" else "adapted"
-    level = logging.INFO if worth.verdict in ("better", "unclear") else logging.WARNING
+    if options.weights != "better":
+        return trained_model.load(Path(model), weights=options.weights, device=options.device), {}
+    adapted = trained_model.load(Path(model), device=options.device)
+    worth = trained_model.stored_worth(adapted)
+    if worth is None:
+        return adapted, {}
+    network, chosen, level = adapted, "adapted", logging.INFO
+    if worth.verdict == "worse":
+        try:
+            network = trained_model.load_baseline(worth, adapted)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}, or use `--weights student`") from error
+        chosen, level = "baseline", logging.WARNING
     message = "the verdict on the adaptation is %s (%s), so the %s network is used"
     log.log(level, message, worth.verdict, worth.reason, chosen)
-    network = trained_model.load_baseline(worth, loaded) if chosen == "baseline" else loaded
     return network, {"worth": {"verdict": worth.verdict, "network": chosen}}
 
 

@@ -71,12 +71,12 @@ def predict(
         typer.Option("--uncalibrated", help="Ignore the calibration saved by `udaseg calibrate`."),
     ] = False,
     weights: Annotated[
-        Literal["student", "teacher", "better"],
+        Literal["better", "student", "teacher"],
         typer.Option(
-            help="Use the weights of the student or the teacher; better: the student, or the "
-            "network before its adaptation if `udaseg select --worth-it` found that to be better."
+            help="better: the student, or the network before its adaptation if that was found to "
+            "be better (`udaseg select --worth-it`); or always the student, or the teacher."
         ),
-    ] = "student",
+    ] = "better",
     device: AnyDevice = "auto",
     batch: Annotated[
         int | None,
