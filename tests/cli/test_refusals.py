@@ -147,7 +147,7 @@ REFUSED = [
     (["doctor", "run"], 3, "run: is a run, not a folder of images"),
     (["predict", "run", "--model", "run"], 3, "run: is a run, not a folder of images"),
     (["predict", "--source", "photos"], 2, "no option --source; did you mean IMAGES?"),
-    (["predict", "photos", "--weights", "run"], 2, "'better'; did you mean --checkpoint?"),
+    (["predict", "photos", "--weights", "run"], 2, "'teacher'; did you mean --checkpoint?"),
     (["eval", "run", "--device", "cuda:0"], 5, "cuda:0 is not available: no driver of a GPU"),
     (["eval", "run", "--device", "mps"], 5, "mps is not available"),
     (["eval", "run", "--data", "photos"], 3, "photos: has no labels, so it cannot be used for"),

@@ -293,7 +293,7 @@ def test_predict_needs_only_images(commands: Commands) -> None:
         "bits": None,
         "bands": None,
         "shard": None,
-        "weights": "student",
+        "weights": "better",
         "device": "auto",
         "overwrite": False,
         "resume": False,
