@@ -19,7 +19,7 @@ from udaseg.errors import CheckpointError, DataError, NotFiniteError, UsageError
 from udaseg.inference import run_data, trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.runs.best import warm_up_folder
-from udaseg.runs.worth import read_worth
+from udaseg.runs.worth import read_worth, unknown_worth
 
 
 class Home:
@@ -127,6 +127,16 @@ def test_without_a_baseline_nothing_is_known_and_nothing_is_written(home):
     assert "`udaseg select --worth-it run --baseline SOURCE_ONLY_RUN`" in worth.reason
     assert package.Run("run").worth is None
     assert not (home.path / "run/worth.json").exists()
+
+
+def test_a_run_with_a_warm_up_that_was_not_compared_says_so(home):
+    assert (
+        "there is nothing to compare the adapted network with" in unknown_worth(Path("run")).reason
+    )
+    home.add_warm_up(Wrong())
+    assert unknown_worth(Path("run")).reason == (
+        "it was not compared with the one before the adaptation yet: `udaseg select --worth-it run`"
+    )
 
 
 def test_no_label_of_the_target_is_opened(home, monkeypatch):
