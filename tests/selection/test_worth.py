@@ -263,14 +263,12 @@ def worse(home):
     return home
 
 
-def test_eval_scores_the_network_before_the_adaptation_beside_one_that_got_worse(worse):
+def test_eval_scores_the_baseline_beside_one_that_got_worse(worse):
     output = udaseg(*EVAL, "--format", "json", cwd=worse.path)
     scores = json.loads(output.stdout)
     assert scores["means"]["mIoU"] < 0.5
-    assert scores["before_adaptation"]["means"]["mIoU"] == 1
-    assert scores["before_adaptation"]["protocol"]["weights"] == (
-        "student at step 10, before the adaptation"
-    )
+    assert scores["baseline"]["means"]["mIoU"] == 1
+    assert scores["baseline"]["protocol"]["weights"] == "student at step 10, the baseline"
     assert "the adaptation made it worse than run/checkpoints/warm_up/" in output.stderr
     # the adapted network's are kept, and gate
     (kept,) = (worse.path / "run/eval").iterdir()
@@ -279,7 +277,7 @@ def test_eval_scores_the_network_before_the_adaptation_beside_one_that_got_worse
     for words in ((), ("--format", "md")):
         text = " ".join(udaseg(*EVAL, *words, cwd=worse.path).stdout.split())
         assert text.count("weights student at step 40") == 1
-        assert text.count("weights student at step 10, before the adaptation") == 1
+        assert text.count("weights student at step 10, the baseline") == 1
 
 
 def test_eval_of_several_sets_has_both_networks_too(worse):
@@ -287,26 +285,26 @@ def test_eval_of_several_sets_has_both_networks_too(worse):
     worse.cities["toyland-target2"] = write_city(worse.path, "again", "train", 2)
     for more in ((), ("--format", "md")):
         text = " ".join(udaseg(*words, *more, cwd=worse.path).stdout.split())
-        assert text.count("before the adaptation") == 2
+        assert text.count("the baseline") == 2
     both = json.loads(udaseg(*words, "--format", "json", cwd=worse.path).stdout)
-    assert both["data"]["again"]["before_adaptation"]["means"]["mIoU"] == 1
+    assert both["data"]["again"]["baseline"]["means"]["mIoU"] == 1
     assert both["average"]["mIoU"] < 0.5
 
 
 def test_eval_scores_one_network_where_no_verdict_says_worse(worse):
     worse.networks["run"] = Wrong(), 41  # trained on since
-    assert "before" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
+    assert "baseline" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
     worse.networks["run"] = ColorNetwork(), 40
     worse.add_warm_up(Wrong())
     assert package.worth_it("run").verdict == "better"
-    assert "before" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
+    assert "baseline" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
 
 
-def test_eval_goes_on_without_the_network_before(worse):
+def test_eval_goes_on_without_the_baseline(worse):
     del worse.networks["warm_up"]
     output = udaseg(*EVAL, "--format", "json", cwd=worse.path)
-    assert "before_adaptation" not in json.loads(output.stdout)
-    assert "the network before the adaptation is not scored" in output.stderr
+    assert "baseline" not in json.loads(output.stdout)
+    assert "the baseline is not scored" in output.stderr
 
 
 def predicted(home, *words):

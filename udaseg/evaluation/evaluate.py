@@ -89,7 +89,7 @@ def evaluate(
 
     Returns:
         Scores at the size of the labels. If the run says that the adaptation made the network worse
-        (see `worth_it`), its `before` has those of the network before.
+        (see `worth_it`), its `baseline` has those of the network that it lost to.
 
     Raises:
         UsageError: The network lacks the classes of the protocol or convention, or `release` or
@@ -119,7 +119,7 @@ def _evaluate(
     check_protocol(model.classes.names, options.scoring)
     opened = open_eval_data(model.recipe, data, options.inference, options.root)
     scores = _score(model, path, opened, split, options)
-    return replace(scores, before=_score_before(_load_before(model), data, split, options))
+    return replace(scores, baseline=_score_baseline(_load_baseline(model), data, split, options))
 
 
 def evaluate_each(
@@ -166,11 +166,11 @@ def _evaluate_each(
     if len({dataset.name for dataset, _ in sets}) < len(sets):
         raise UsageError(f"the same data set is named twice: {', '.join(names)}")
     check_protocol(model.classes.names, options.scoring)
-    matrix, network_before = {}, _load_before(model)
+    matrix, baseline_model = {}, _load_baseline(model)
     for name, opened in zip(names, sets, strict=True):
         scores = _score(model, run, opened, split, options)
-        before = _score_before(network_before, name, split, options)
-        matrix[opened[0].name] = replace(scores, before=before)
+        baseline = _score_baseline(baseline_model, name, split, options)
+        matrix[opened[0].name] = replace(scores, baseline=baseline)
     return ScoreMatrix(matrix)
 
 
@@ -230,7 +230,7 @@ def _write_locked(
         write_scores(folder, scores)
 
 
-def _load_before(model: Model) -> Model | None:
+def _load_baseline(model: Model) -> Model | None:
     """Return the network that a model is worse than, by its run; log a warning about the model.
 
     Returns None if the model is not worse, or if that network is gone.
@@ -239,34 +239,34 @@ def _load_before(model: Model) -> Model | None:
     if worth is None or worth.verdict != "worse":
         return None
     try:
-        before = trained_model.load_baseline(worth, model)
+        baseline = trained_model.load_baseline(worth, model)
     except CheckpointError as error:
-        log.warning("the network before the adaptation is not scored: %s", error)
+        log.warning("the baseline is not scored: %s", error)
         return None
     log.warning(
         "%s: the adaptation made it worse than %s, by criteria without target labels (%s); both "
         "are scored",
         model.checkpoint,
-        before.checkpoint,
+        baseline.checkpoint,
         worth.reason,
     )
-    return before
+    return baseline
 
 
-def _score_before(
-    before: Model | None,
+def _score_baseline(
+    baseline: Model | None,
     data: str | os.PathLike[str] | None,
     split: str,
     options: EvaluationOptions,
 ) -> Scores | None:
-    """Return the scores of the network before an adaptation, if any; they are written nowhere."""
-    if before is None:
+    """Return the scores of the baseline of an adaptation, if any; they are written nowhere."""
+    if baseline is None:
         return None
     scoring = replace(options.scoring, out=None)
     options = replace(options, weights="student", scoring=scoring, save=None)
-    opened = open_eval_data(before.recipe, data, options.inference, options.root)
-    scores = _score(before, None, opened, split, options)
-    weights = f"{scores.protocol['weights']}, before the adaptation"
+    opened = open_eval_data(baseline.recipe, data, options.inference, options.root)
+    scores = _score(baseline, None, opened, split, options)
+    weights = f"{scores.protocol['weights']}, the baseline"
     return replace(scores, protocol={**scores.protocol, "weights": weights})
 
 

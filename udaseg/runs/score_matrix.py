@@ -48,9 +48,9 @@ class ScoreMatrix:
         return (*self.scores, AVERAGE)
 
     @property
-    def before(self) -> "ScoreMatrix | None":
-        """The scores of the network before the adaptation, where that is better; see `Scores`."""
-        scores = {name: each.before for name, each in self.scores.items() if each.before}
+    def baseline(self) -> "ScoreMatrix | None":
+        """The scores of the baseline, where that is better; see `Scores`."""
+        scores = {name: each.baseline for name, each in self.scores.items() if each.baseline}
         return ScoreMatrix(scores) if scores else None
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class ScoreMatrix:
             numbers = (f"**{percent(row[title])}**" for title in self.titles)
             lines.append(f"| {' | '.join((f'**{name}**', *numbers))} |")
         lines += ["", *(each.protocol_line for each in self.scores.values())]
-        return "\n".join([*lines, *(["", self.before.to_markdown()] if self.before else [])])
+        return "\n".join([*lines, *(["", self.baseline.to_markdown()] if self.baseline else [])])
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -25,8 +25,8 @@ class Scores:
         confusion: Rows are ground truth, columns are predictions.
         notes: Sentences to show below the table.
         images: Counts of each image; None if they are not known, as for scores from a file.
-        before: Scores of the network before the adaptation, if the run says that the adaptation
-            made it worse (see `worth_it`); None otherwise.
+        baseline: Scores of the baseline, if the run says that the adaptation is worse than it (see
+            `worth_it`); None otherwise.
 
     Example:
         scores = udaseg.evaluate("runs/city-rccr", data="my_val.yaml")
@@ -43,7 +43,7 @@ class Scores:
     confusion: Sequence[Sequence[int]]
     notes: Sequence[str] = ()
     images: ImageCounts | None = field(default=None, repr=False, compare=False)
-    before: "Scores | None" = field(default=None, repr=False, compare=False)
+    baseline: "Scores | None" = field(default=None, repr=False, compare=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class Scores:
                 "pixel_accuracy": self.pixel_accuracy,
                 "confusion": self.confusion,
                 "notes": self.notes,
-                **({} if self.before is None else {"before_adaptation": self.before.to_json()}),
+                **({} if self.baseline is None else {"baseline": self.baseline.to_json()}),
             }
         )
         return document
@@ -99,8 +99,8 @@ class Scores:
             f"| **{label}** | **{percent(mean)}** | | |" for label, mean in self.means.items()
         ]
         lines += ["", *self.notes]
-        if self.before is not None:
-            lines += ["", self.before.to_markdown()]
+        if self.baseline is not None:
+            lines += ["", self.baseline.to_markdown()]
         return "\n".join(lines).rstrip()
 
     def _rows(self) -> list[tuple[str, ...]]:

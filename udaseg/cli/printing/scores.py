@@ -25,12 +25,12 @@ def print_matrix(matrix: "ScoreMatrix", output_format: str) -> None:
 
 
 def _print(scores: _Shown, table: Callable[[_Shown], Table], output_format: str) -> None:
-    """Print scores, with those of the network before the adaptation if there are any."""
+    """Print scores, with those of the baseline if there are any."""
     match output_format:
         case "table":
             show_table(table(scores))
-            if scores.before is not None:
-                show_table(table(scores.before))
+            if scores.baseline is not None:
+                show_table(table(scores.baseline))
         case "json":
             print_json(scores.to_json())
         case "csv":
